@@ -1,0 +1,245 @@
+"""The `nnad` command: thin callers of the library.
+
+Exit codes: 0 done; 1 anomalies found, only with --fail-on-anomaly; 2 wrong use or input.
+"""
+
+import sys
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from nnad import __version__
+from nnad.errors import ImageWarning, NnadError
+
+if TYPE_CHECKING:
+    from nnad.detector import Detector, Result
+
+app = typer.Typer(
+    help="Anomaly detection in images by nearest neighbours. No training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_SHOWN = 20  # ranked images told on the terminal
+
+Model = Annotated[Path, typer.Argument(help="The model's folder.")]
+FalseAlarms = Annotated[
+    Optional[float],  # noqa: UP045 (typer wants it)
+    typer.Option(
+        help="The fraction of good images that may be called anomalies, for example 0.01."
+    ),
+]
+
+
+@app.command()
+def fit(
+    good: Annotated[list[str], typer.Argument(help="Good images: files, folders or globs.")],
+    model: Annotated[Path, typer.Option(help="The folder to save the model in.")],
+    false_alarms: FalseAlarms = None,
+    backbone: Annotated[str, typer.Option(help="The network.")] = "efficientnet-lite0",
+    geometry: Annotated[
+        str, typer.Option(help="crop: centre, as the paper; letterbox: the whole image.")
+    ] = "crop",
+    flips: Annotated[
+        str, typer.Option(help="Average over mirror images: none, horizontal or both.")
+    ] = "none",
+    transform: Annotated[str, typer.Option(help="root, l2 or raw.")] = "root",
+    k: Annotated[int, typer.Option(help="Nearest good images in the score.")] = 2,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
+) -> None:
+    """Learn from good images and save a model."""
+    from nnad.backbones import load_backbone
+    from nnad.detector import Detector
+    from nnad.model_file import check_writable
+
+    check_writable(model, overwrite=overwrite)
+    network = load_backbone(backbone, geometry=geometry, flips=flips)
+    detector = Detector(network, transform=transform, k=k, false_alarms=false_alarms)
+    detector.fit(good, progress=True)
+    detector.save(model, overwrite=overwrite)
+    _tell_unread(list(detector.skipped))
+    print(f"{model}: fitted on {len(detector.names)} good images; {_promise(detector)}")
+
+
+@app.command()
+def score(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(help="Images: files, folders or globs.")],
+    csv: Annotated[str, typer.Option(help="Write a CSV file; - for standard output.")] = "",
+    json: Annotated[str, typer.Option(help="Write a JSON file; - for standard output.")] = "",
+    picture: Annotated[
+        str, typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg).")
+    ] = "",
+    false_alarms: FalseAlarms = None,
+    fail_on_anomaly: Annotated[
+        bool,
+        typer.Option(help="Exit with 1 if there is an anomaly, with 2 if an image is unreadable."),
+    ] = False,
+) -> None:
+    """Score images with a saved model."""
+    from nnad.detector import Detector
+
+    if csv == json == "-":
+        raise typer.BadParameter("only one of --csv and --json can be standard output")
+    detector = Detector.load(model)
+    results = _score(detector, images, false_alarms, csv, json)
+    budget = detector.false_alarms if false_alarms is None else false_alarms
+    out = sys.stderr if "-" in (csv, json) else sys.stdout
+    _tell_ranking(results, budget, out)
+    if picture:
+        from nnad.report import contact_sheet
+
+        contact_sheet([r for r in results if r.is_anomaly] or results, picture)
+        print(f"{picture}: written", file=out)
+
+    unread = sum(r.error is not None for r in results)
+    if fail_on_anomaly and any(r.is_anomaly for r in results):
+        raise typer.Exit(1)
+    if unread == len(results) or (fail_on_anomaly and unread):
+        raise typer.Exit(2)
+
+
+def _score(
+    detector: "Detector", images: Any, false_alarms: float | None, csv: str, json: str
+) -> list["Result"]:
+    """Score and write the files as results come."""
+    from nnad.report import csv_writer, json_writer
+
+    results = []
+    with ExitStack() as stack:
+        writers = [stack.enter_context(csv_writer(csv))] if csv else []
+        writers += [stack.enter_context(json_writer(json))] if json else []
+        for result in detector.iter_scores(images, false_alarms=false_alarms, progress=True):
+            for add in writers:
+                add(result)
+            results.append(result)
+    return results
+
+
+@app.command()
+def info(model: Model) -> None:
+    """Tell what a model is made of and what it promises."""
+    from nnad.detector import Detector
+
+    detector = Detector.load(model)
+    backbone, calibration = detector.backbone, detector.calibration
+    rows = {
+        "good images": f"{len(detector.names)}, first {detector.names[0]}",
+        "backbone": f"{backbone.name}, {detector.features.shape[1]} features, "
+        f"fingerprint {backbone.fingerprint[:16]}",
+        "preprocessing": str(backbone.preprocessing),
+        "transform": detector.transform,
+        "operator": f"k-NN, mean of the k = {detector.k} squared distances (DN2, Eq. 2)",
+        "false alarms": _promise(detector),
+        "threshold": f"{calibration.threshold(detector.false_alarms):.6g}",
+        "smallest budget": f"{calibration.smallest_budget:.3g}",
+    }
+    for key, value in rows.items():
+        print(f"{key:<16} {value}")
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A folder with train/good and test/*; the cookies by default."),
+    ] = None,
+    picture: Annotated[str, typer.Option(help="Where to draw.")] = "nnad-demo.png",
+) -> None:
+    """Fit and score the example cookies: which are broken, why, and how sure that is."""
+    from nnad.backbones import load_backbone
+    from nnad.demo import area_under_roc, find_demo
+    from nnad.detector import Detector
+    from nnad.report import contact_sheet
+
+    folder = find_demo(data)
+    # Cookies lie any way up, and broken ones reach to the edge. One good training picture is unlike
+    # all others, so the budget leaves room for two of 32 (docs/decisions.md has the reasons).
+    network = load_backbone(geometry="letterbox", flips="both")
+    detector = Detector(network, false_alarms=2 / 32).fit(folder / "train" / "good", progress=True)
+    results = detector.score(folder / "test", progress=True)
+    _tell_ranking(results, detector.false_alarms, sys.stdout)
+    print(f"fitted on {len(detector.names)} good images; {_promise(detector)}")
+    print(f"AUROC {area_under_roc(results):.3f} (1 is a perfect ranking, 0.5 a coin)")
+    contact_sheet([r for r in results if r.is_anomaly] or results, picture)
+    print(f"{picture}: each anomaly beside its nearest good image")
+
+
+def _promise(detector: "Detector") -> str:
+    budget = detector.false_alarms
+    text = f"at most {budget:.3g} of good images will be called anomalies"
+    if budget == detector.calibration.smallest_budget:
+        needed = round(1 / 0.01) - 1
+        text += f" (the smallest budget that these images support; 0.01 needs {needed})"
+    return text
+
+
+def _tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
+    scored = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0))
+    if scored:
+        print("   score  p-value           image  (nearest good image)", file=out)
+    for r in scored[:_SHOWN]:
+        verdict = "ANOMALY" if r.is_anomaly else "good"
+        print(
+            f"{r.score:>8.4g}  {r.p_value:<7.4f}  {verdict:<7}  {r.name}  ({r.nearest[0].name})",
+            file=out,
+        )
+    if len(scored) > _SHOWN:
+        print(f"          ... and {len(scored) - _SHOWN} with lower scores", file=out)
+    unread = [r for r in results if r.error is not None]
+    _tell_unread(unread)
+    anomalies = sum(bool(r.is_anomaly) for r in scored)
+    summary = f"{len(scored)} images scored, {anomalies} anomalies at a budget of {budget:.3g}"
+    if unread:
+        summary += f"; {len(unread)} unreadable"
+    print(summary, file=out)
+
+
+def _tell_unread(unread: list["Result"]) -> None:
+    for result in unread[:_SHOWN]:
+        print(f"nnad: {result.error}", file=sys.stderr)
+    if len(unread) > _SHOWN:
+        print(f"nnad: ... and {len(unread) - _SHOWN} more unreadable images", file=sys.stderr)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"nnad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Anomaly detection in images by nearest neighbours. No training."""
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, ImageWarning):
+        print(f"nnad: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command; an expected error is one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except NnadError as error:
+        print(f"nnad: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("nnad: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        print(f"nnad: {error}", file=sys.stderr)
+        sys.exit(2)

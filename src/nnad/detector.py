@@ -1,0 +1,298 @@
+"""The whole path in one place: images -> features -> bank -> score -> p-value -> decision.
+
+The score is DN2's Eq. 2: d(y) = 1/k * sum over the k nearest bank features f of |f - f_y|^2.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad import __version__, model_file
+from nnad.backbones import Backbone, load_backbone
+from nnad.calibrate import Calibration
+from nnad.errors import ImageError, InputError, ModelError
+from nnad.features import extract
+from nnad.images import Source, find_images
+from nnad.neighbors import Bank
+from nnad.progress import track
+from nnad.transforms import TRANSFORMS
+
+_EVIDENCE = 3  # nearest good images told for each decision, or k if that is more
+_CHUNK = 64  # images searched at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A good image near the scored one, and the Euclidean distance of their features."""
+
+    name: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is known of one scored image.
+
+    Attributes:
+        name: its path, or `image[i]` for one that was passed in memory.
+        score: mean squared distance to the k nearest good images; higher is more anomalous.
+        p_value: how often a good image scores this high or higher, at most.
+        is_anomaly: whether the p-value is within the false-alarm budget.
+        nearest: the nearest good images, nearest first: the reason for the decision.
+        error: why the image could not be read, or None; with an error all else is None or empty.
+    """
+
+    name: str
+    score: float | None = None
+    p_value: float | None = None
+    is_anomaly: bool | None = None
+    nearest: tuple[Neighbor, ...] = ()
+    error: str | None = None
+
+
+class Detector:
+    """Finds images unlike the good ones it was shown. Nothing is trained.
+
+    Args:
+        backbone: a name for `load_backbone`, or a `Backbone`.
+        transform: `root` (default), `l2` or `raw`, see `nnad.transforms`.
+        k: neighbours in the score; 2 as in DN2.
+        false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
+            or 1 / (n + 1) when there are too few good images (n < 99) for that.
+        workers: threads that decode and embed; one a core by default.
+
+    After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone
+    returned them; `calibration`; `false_alarms`, the budget in force; `skipped`, what could not be
+    read while fitting.
+
+    Raises:
+        InputError: an argument is out of range.
+        BackboneError: the backbone cannot be loaded.
+    """
+
+    names: tuple[str, ...]
+    features: NDArray[np.float32]
+    calibration: Calibration
+    skipped: tuple[Result, ...]
+
+    def __init__(
+        self,
+        backbone: str | Backbone = "efficientnet-lite0",
+        *,
+        transform: str = "root",
+        k: int = 2,
+        false_alarms: float | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if transform not in TRANSFORMS:
+            raise InputError(f"transform={transform!r}; choose one of {', '.join(TRANSFORMS)}")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InputError(f"k={k!r}; expected a whole number of neighbours, at least 1")
+        if workers is not None and workers < 1:
+            raise InputError(f"workers={workers!r}; expected at least 1 thread")
+        if false_alarms is not None and not 0 < false_alarms < 1:
+            raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
+        self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.transform = transform
+        self.k = k
+        self.workers = workers
+        self._asked_false_alarms = false_alarms
+
+    def __repr__(self) -> str:
+        fitted = f"{len(self.names)} good images" if hasattr(self, "names") else "not fitted"
+        return (
+            f"Detector({self.backbone.name!r}, transform={self.transform!r}, k={self.k}): {fitted}"
+        )
+
+    @property
+    def false_alarms(self) -> float:
+        """The false-alarm budget in force."""
+        return self._asked_false_alarms or self._fitted().calibration.default_budget()
+
+    def fit(self, images: Source | Iterable[Source], *, progress: bool = False) -> Self:
+        """Learn what good images look like.
+
+        Args:
+            images: see `find_images`; at least k + 1 that can be read.
+            progress: show a bar on a terminal.
+
+        Raises:
+            InputError: nothing to read, or too few images.
+            BudgetError: too few images for the false-alarm budget that was asked for.
+        """
+        named, total = _named(images)
+        if total is not None:
+            self._check_count(total)
+        names, features, skipped = [], [], []
+        for name, feature in self._extract(named, total, "good images", progress):
+            if isinstance(feature, ImageError):
+                skipped.append(Result(name, error=str(feature)))
+            else:
+                names.append(name)
+                features.append(feature)
+        if skipped and not features:
+            raise InputError(f"none of {len(skipped)} images can be read; {skipped[0].error}")
+        self._check_count(len(names))
+        self._set(tuple(names), np.stack(features))
+        everyone = np.arange(len(names))
+        left_out = self._bank.nearest(self._bank.features, self.k, exclude=everyone)
+        self.calibration = Calibration(_knn_score(left_out.sq_dists))
+        self.skipped = tuple(skipped)
+        return self
+
+    def score(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        false_alarms: float | None = None,
+        progress: bool = False,
+    ) -> list[Result]:
+        """Score images; one result each, in order. See `iter_scores`."""
+        return list(self.iter_scores(images, false_alarms=false_alarms, progress=progress))
+
+    def iter_scores(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        false_alarms: float | None = None,
+        progress: bool = False,
+    ) -> Iterator[Result]:
+        """Score images one after the other, in bounded memory.
+
+        Args:
+            images: see `find_images`. One that cannot be read gives a result with an error.
+            false_alarms: another budget than the detector's, for this call.
+            progress: show a bar on a terminal.
+
+        Raises:
+            InputError: nothing to read, or the budget is not a fraction.
+            BudgetError: the good images cannot support the budget.
+        """
+        budget = self.false_alarms if false_alarms is None else false_alarms
+        threshold = self._fitted().calibration.threshold(budget)
+        named, total = _named(images)
+        extracted = self._extract(named, total, "images", progress)
+        return self._results(extracted, threshold)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the model to a folder, see `nnad.model_file`.
+
+        Raises:
+            ModelError: it exists and `overwrite` is false, holds other files, or cannot be written.
+        """
+        self._fitted()
+        settings = {
+            "nnad": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "backbone": self.backbone.settings(),
+            "transform": self.transform,
+            "operator": {"name": "knn", "k": self.k},
+            "false_alarms": self._asked_false_alarms,
+        }
+        saved = model_file.Saved(
+            settings, self.backbone.onnx, self.names, self.features, self.calibration.good_scores
+        )
+        model_file.write_model(Path(path), saved, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, workers: int | None = None) -> Self:
+        """Open a saved model. It scores exactly as it did when it was saved.
+
+        Raises:
+            ModelError: it is missing, damaged, foreign or from a newer nnad.
+        """
+        saved = model_file.read_model(Path(path))
+        try:
+            backbone = Backbone.from_settings(saved.settings["backbone"], saved.encoder)
+            detector = cls(
+                backbone,
+                transform=saved.settings["transform"],
+                k=saved.settings["operator"]["k"],
+                false_alarms=saved.settings["false_alarms"],
+                workers=workers,
+            )
+        except (KeyError, TypeError, InputError) as error:
+            raise ModelError(f"{path}: damaged or not written by nnad: {error!r}") from error
+        detector._set(saved.names, saved.features)
+        detector.calibration = Calibration(saved.good_scores)
+        detector.skipped = ()
+        return detector
+
+    def _fitted(self) -> Self:
+        if not hasattr(self, "names"):
+            raise InputError("this detector has seen no good images; call fit first")
+        return self
+
+    def _check_count(self, count: int) -> None:
+        if count < self.k + 1:
+            raise InputError(
+                f"{count} good images are too few: k={self.k} needs at least {self.k + 1}"
+            )
+        if self._asked_false_alarms is not None:
+            Calibration(np.empty(count)).check(self._asked_false_alarms)
+
+    def _set(self, names: tuple[str, ...], features: NDArray[np.float32]) -> None:
+        self.names, self.features = names, features  # (N,), (N, D)
+        self._bank = Bank(TRANSFORMS[self.transform](features))
+
+    def _extract(
+        self,
+        named: Iterable[tuple[str, Source]],
+        total: int | None,
+        label: str,
+        progress: bool,
+    ) -> Iterator[tuple[str, NDArray[np.float32] | ImageError]]:
+        extracted = extract(named, self.backbone, workers=self.workers)
+        return track(extracted, total, label, show=progress)
+
+    def _results(
+        self,
+        extracted: Iterator[tuple[str, NDArray[np.float32] | ImageError]],
+        threshold: float,
+    ) -> Iterator[Result]:
+        while chunk := list(islice(extracted, _CHUNK)):
+            good = [feature for _, feature in chunk if not isinstance(feature, ImageError)]
+            scored = iter(self._score_features(np.stack(good), threshold) if good else ())
+            for name, feature in chunk:
+                if isinstance(feature, ImageError):
+                    yield Result(name, error=str(feature))
+                else:
+                    yield Result(name, *next(scored))
+
+    def _score_features(
+        self, features: NDArray[np.float32], threshold: float
+    ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...]]]:
+        """Features (Q, D) -> score, p-value, decision and evidence of each."""
+        evidence = min(max(self.k, _EVIDENCE), len(self._bank))
+        found = self._bank.nearest(TRANSFORMS[self.transform](features), evidence)
+        scores = _knn_score(found.sq_dists[:, : self.k])
+        p_values = self.calibration.p_values(scores)
+        for i in range(len(features)):
+            nearest = tuple(
+                Neighbor(self.names[row], float(distance))
+                for row, distance in zip(found.rows[i], np.sqrt(found.sq_dists[i]), strict=True)
+            )
+            yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
+
+
+def _knn_score(sq_dists: NDArray[np.float64]) -> NDArray[np.float64]:
+    """DN2 Eq. 2: (Q, k) squared distances -> (Q,) their mean."""
+    return np.asarray(sq_dists.mean(axis=1))
+
+
+def _named(
+    images: Source | Iterable[Source],
+) -> tuple[Iterable[tuple[str, Source]], int | None]:
+    """Named images and their number; an iterator is not drained, so its number is unknown."""
+    named = find_images(images)
+    if isinstance(images, Iterator):
+        return named, None
+    listed = list(named)
+    return listed, len(listed)

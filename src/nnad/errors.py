@@ -1,0 +1,39 @@
+"""Every error that nnad raises on purpose.
+
+    NnadError
+    ├── ImageError       one image cannot be read; a batch goes on without it
+    ├── InputError       an argument is wrong (also a ValueError)
+    │   └── BudgetError  the false-alarm budget is smaller than the images support
+    ├── BackboneError    a network cannot be found, read or built
+    └── ModelError       a saved model is missing, damaged, foreign or in the way
+
+Each message is one line that names the file or the argument and says what to do.
+"""
+
+
+class NnadError(Exception):
+    """Base class of all errors raised by nnad."""
+
+
+class ImageError(NnadError):
+    """An image cannot be read. The message begins with the image's name."""
+
+
+class InputError(NnadError, ValueError):
+    """An argument has a wrong value, type or shape."""
+
+
+class BudgetError(InputError):
+    """The calibration images are too few for the false-alarm budget that was asked for."""
+
+
+class BackboneError(NnadError):
+    """A backbone is unknown, not installed, or its weights are not the expected ones."""
+
+
+class ModelError(NnadError):
+    """A saved model cannot be opened or written."""
+
+
+class ImageWarning(UserWarning):
+    """An image was read, but perhaps not as its owner expects."""

@@ -1,0 +1,61 @@
+"""Images -> features, with decoding and inference overlapped, in order, in bounded memory.
+
+Each worker thread reads one image and embeds it; Pillow and ONNX Runtime both leave Python's lock
+while they work, so every core is busy and nothing waits for a batch to fill.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad.backbones import Backbone
+from nnad.errors import ImageError
+from nnad.images import Source, read_image
+
+Feature = NDArray[np.float32]
+
+
+def extract(
+    images: Iterable[tuple[str, Source]], backbone: Backbone, *, workers: int | None = None
+) -> Iterator[tuple[str, Feature | ImageError]]:
+    """Embed named images; yield (name, feature (D,)) or (name, the error) in the order given.
+
+    Args:
+        images: pairs of name and picture, as from `find_images`; taken only as fast as needed.
+        backbone: the network.
+        workers: threads; one for each core this process may use by default.
+    """
+
+    def embed(name: str, source: Source) -> Feature | ImageError:
+        try:
+            return backbone.embed(read_image(source, name))
+        except ImageError as error:
+            return error
+
+    workers = workers or usable_cores()
+    images = iter(images)
+    pending: deque[tuple[str, Future[Feature | ImageError]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="nnad") as pool:
+        try:
+            while True:
+                for name, source in islice(images, 4 * workers - len(pending)):
+                    pending.append((name, pool.submit(embed, name, source)))
+                if not pending:
+                    return
+                name, future = pending.popleft()
+                yield name, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,253 @@
+"""Any picture -> an 8-bit RGB image that says the same whatever it came from.
+
+| source                     | result                                                              |
+|----------------------------|---------------------------------------------------------------------|
+| EXIF orientation           | applied                                                             |
+| grey, palette, CMYK, YCbCr | converted to RGB                                                    |
+| alpha                      | composited over white                                               |
+| 16-bit grey, uint16 array  | value / 257: the full range 0..65535 maps to 0..255                 |
+| float image or array       | must lie in 0..1, times 255                                         |
+| animation, multi-page      | first frame, with an `ImageWarning`                                 |
+| wrong extension            | the content decides                                                 |
+| anything else              | an `ImageError` that begins with the image's name                   |
+"""
+
+import glob
+import io
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nnad.errors import ImageError, ImageWarning, InputError
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+
+# Named one by one: Pillow would otherwise also try formats that start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000")
+EXTENSIONS = frozenset(
+    [
+        ".apng",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".mpo",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
+_SHADES_16_BIT = 257  # 65535 / 255
+
+
+def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
+    """Name every picture in `images`, in order.
+
+    A folder stands for all image files in it and below, sorted by path; hidden ones and other file
+    types are passed over. A string with `*`, `?` or `[` that is no file stands for what it matches.
+    Paths are named by themselves, everything else `image[i]` by its position.
+
+    Args:
+        images: a path, folder, glob, bytes of an image file, PIL image, array (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4), a batch of such arrays stacked on a first axis, or any iterable
+            of these.
+
+    Raises:
+        InputError: a folder holds no image, a glob matches nothing, or an item is none of these.
+    """
+    if isinstance(images, np.ndarray):
+        items: Iterable[Any] = images if _is_batch(images) else [images]
+    elif isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        items = [images]
+    elif isinstance(images, Iterable):
+        items = images
+    else:
+        raise InputError(f"images: cannot read images from a {type(images).__name__}")
+    for i, item in enumerate(items):
+        if isinstance(item, str | os.PathLike):
+            for path in _find_files(os.fspath(item)):
+                yield path, path
+        else:
+            yield f"image[{i}]", item
+
+
+def _is_batch(array: NDArray[Any]) -> bool:
+    return array.ndim == 4 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4))
+
+
+def _find_files(path: str) -> list[str]:
+    if not path:
+        raise InputError("images: an empty string is not a path")
+    if Path(path).is_dir():
+        found = _walk(path)
+        if not found:
+            raise InputError(f"{path}: this folder holds no image files")
+        return found
+    if glob.has_magic(path) and not Path(path).exists():
+        found = []
+        for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps ./)
+            found += _walk(match) if Path(match).is_dir() else [match]
+        if not found:
+            raise InputError(f"{path}: no file matches")
+        return list(dict.fromkeys(found))
+    return [path]
+
+
+def _walk(folder: str) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            str(Path(parent, name))
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+        ]
+    return sorted(found)
+
+
+def read_image(source: Source, name: str | None = None) -> Image.Image:
+    """Read one picture as a PIL image of mode RGB, by the rules at the top of this file.
+
+    Args:
+        source: a path, the bytes of an image file, a PIL image or an array (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4) of uint8, uint16, bool or float in 0..1.
+        name: what to call it in errors and warnings; a path's own name by default.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with `name`.
+    """
+    name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "image")
+    try:
+        match source:
+            case np.ndarray():
+                return _from_array(source)
+            case Image.Image():
+                return _to_rgb(source.copy(), name)
+            case bytes() | bytearray() | memoryview():
+                if not len(source):
+                    raise ImageError("is empty (0 bytes)")
+                return _decode(io.BytesIO(source), name)
+            case str() | os.PathLike():
+                return _from_file(Path(source), name)
+        raise ImageError(f"cannot read an image from a {type(source).__name__}")
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not an image in a format nnad reads ({_formats()})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels; cut or shrink it") from None
+    except MemoryError:
+        raise ImageError(f"{name}: not enough memory to decode it") from None
+    except (
+        Exception
+    ) as error:  # decoders raise many types on damaged data: OSError, struct.error...
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name}: damaged or truncated image: {reason}") from error
+
+
+def _formats() -> str:
+    return ", ".join(f for f in FORMATS if f != "DIB")
+
+
+def _from_file(path: Path, name: str) -> Image.Image:
+    try:
+        if path.is_dir():
+            raise ImageError("is a folder, not an image")
+        if path.exists() and not path.is_file():
+            raise ImageError("is not a regular file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise ImageError("is empty (0 bytes)")
+            file.seek(0)
+            return _decode(file, name)
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except PermissionError:
+        raise ImageError("no permission to read it") from None
+
+
+def _decode(file: Any, name: str) -> Image.Image:
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # MPO: a photo and its preview
+            _warn(f"{name}: {frames} frames or pages; only the first is used")
+            image.seek(0)
+        image.load()
+        return _to_rgb(image, name)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.width == 0 or image.height == 0:
+        raise ImageError("has no pixels")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_16_bit(np.asarray(image), name)
+    if image.mode == "F":
+        return _from_array(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(values: NDArray[Any], name: str) -> Image.Image:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"values {low}..{high} do not fit 16 bits; scale them to 0..65535")
+    if 255 < high < 4096:
+        _warn(
+            f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if the "
+            f"camera has fewer bits, scale the values up before"
+        )
+    return _from_array(values.astype(np.uint16))
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(
+            f"array of shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
+            f"channels last"
+        )
+    if array.size == 0:
+        raise ImageError(f"array of shape {array.shape} has no pixels")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = np.round(array / _SHADES_16_BIT)
+    elif np.issubdtype(array.dtype, np.floating):
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # also catches NaN
+            raise ImageError(f"float image with values {low:g}..{high:g}; scale them to 0..1")
+        array = np.round(array * 255.0)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"array of dtype {array.dtype}; expected uint8, uint16, bool or float")
+    image = Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+    return _to_rgb(image, "image")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ImageWarning, stacklevel=2)

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nnad.transforms import TRANSFORMS, l2, raw, root
+
+FEATURES = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 5), st.integers(1, 8)),
+    elements=st.floats(-1e3, 1e3, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3),
+)
+
+
+def test_by_hand():
+    features = np.array([[9.0, -16.0], [0.0, 0.0]])
+    np.testing.assert_allclose(raw(features), features)
+    np.testing.assert_allclose(l2(features), [[9 / 337**0.5, -16 / 337**0.5], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(root(features), [[0.6, -0.8], [0, 0]], rtol=1e-6)
+
+
+@given(FEATURES)
+def test_l2_and_root_have_length_one_or_zero(features):
+    for transform in (l2, root):
+        lengths = np.linalg.norm(transform(features).astype(np.float64), axis=1)
+        expected = (features != 0).any(axis=1)
+        np.testing.assert_allclose(lengths, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@given(FEATURES)
+def test_rows_are_independent_and_the_input_is_left_alone(name, features):
+    before = features.copy()
+    whole = TRANSFORMS[name](features)
+    rows = [TRANSFORMS[name](features[i : i + 1]) for i in range(len(features))]
+    np.testing.assert_array_equal(whole, np.vstack(rows))
+    np.testing.assert_array_equal(features, before)
+    assert whole.dtype == np.float32
