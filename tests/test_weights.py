@@ -21,7 +21,7 @@ def content() -> bytes:
 
 def test_reads_the_real_weights(content):
     state = read_state_dict(LITE0, VARIANTS["efficientnet-lite0"].sha256)
-    assert len(state) == 300
+    assert len(state) == 296
     assert state["_conv_stem.weight"].shape == (32, 3, 3, 3)
     assert state["_fc.weight"].shape == (1000, 1280)
     assert state["_bn1.num_batches_tracked"].dtype == np.int64
@@ -113,10 +113,10 @@ def test_tensors_beyond_their_storage_are_refused(wrong):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_mutated_files_give_tensors_or_a_clear_error(content, data):
+@given(st.lists(st.tuples(st.integers(0, 50_000), st.integers(0, 255)), max_size=8))
+def test_mutated_files_give_tensors_or_a_clear_error(content, changes):
     mutated = bytearray(content[:60_000])
-    for _ in range(data.draw(st.integers(1, 8))):
-        mutated[data.draw(st.integers(0, 50_000))] = data.draw(st.integers(0, 255))
+    for place, value in changes:
+        mutated[place] = value
     with pytest.raises(BackboneError, match=r"^w\.pth: "):  # at least its storages are cut off
         parse_state_dict(bytes(mutated), "w.pth")

@@ -30,29 +30,8 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 # Named one by one: Pillow would otherwise also try formats that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000")
-EXTENSIONS = frozenset(
-    [
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".mpo",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
+_SUFFIXES = "apng bmp dib gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp"
+EXTENSIONS = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
 _SHADES_16_BIT = 257  # 65535 / 255
 

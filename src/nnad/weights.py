@@ -142,6 +142,9 @@ def _interpret(file: IO[bytes]) -> Any:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 size = int(opcode.name[-1])
                 stack[-size:] = [tuple(stack[-size:])]
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
             case "APPENDS":
                 items = since_mark()
                 stack[-1].extend(items)

@@ -1,0 +1,205 @@
+import csv
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nnad import Detector
+
+NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
+COOKIES = Path(__file__).parents[1] / "examples" / "cookies"
+
+
+def nnad(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    command = [NNAD, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL
+    )
+
+
+def test_help_and_version():
+    done = nnad("--help")
+    assert done.returncode == 0
+    for command in ("fit", "score", "info", "demo"):
+        assert command in done.stdout
+        assert nnad(command, "--help").returncode == 0
+    assert nnad("--version").stdout.startswith("nnad 0.")
+
+
+def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
+    model = tmp_path / "m.nnad"
+    done = nnad("fit", good_folder, "--model", model)
+    assert (done.returncode, done.stderr) == (0, "")  # no progress bar in a pipe
+    assert "fitted on 12 good images; at most 0.0769 of good images" in done.stdout
+
+    done = nnad(
+        "score", model, new_folder, "--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"
+    )
+    assert done.returncode == 0
+    expected = Detector.load(model).score(new_folder)
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "score", "p_value", "is_anomaly", "nearest", "error"]
+    for row, result in zip(rows, expected, strict=True):
+        assert row["path"] == result.name
+        if result.error:
+            assert (row["score"], row["is_anomaly"], row["error"]) == ("", "", result.error)
+        else:
+            assert float(row["score"]) == result.score
+            assert float(row["p_value"]) == result.p_value
+            assert row["is_anomaly"] == str(int(result.is_anomaly))
+            assert row["nearest"] == result.nearest[0].name
+    records = json.loads((tmp_path / "r.json").read_text())
+    assert [r["score"] for r in records] == [r.score for r in expected]
+    assert len(records[-1]["nearest"]) == 3
+    ranking = done.stdout.splitlines()
+    assert "odd_" in ranking[1]
+    assert "ANOMALY" in ranking[1]
+    anomalies = sum(bool(r.is_anomaly) for r in expected)
+    assert anomalies >= 2
+    assert ranking[-1] == (
+        f"4 images scored, {anomalies} anomalies at a budget of 0.0769; 1 unreadable"
+    )
+    assert done.stderr.startswith(f"nnad: {new_folder / 'broken.jpg'}: not an image")
+
+    done = nnad("info", model)
+    assert done.returncode == 0
+    for text in ("12, first", "efficientnet-lite0", "256 x 256, centre 224 x 224", "root", "DN2"):
+        assert text in done.stdout
+
+
+def test_results_on_standard_output(model, new_folder):
+    done = nnad("score", model, new_folder, "--csv", "-")
+    assert len(list(csv.DictReader(done.stdout.splitlines()))) == 5
+    assert "4 images scored" in done.stderr
+    done = nnad("score", model, new_folder, "--json", "-")
+    assert len(json.loads(done.stdout)) == 5
+    assert nnad("score", model, new_folder, "--json", "-", "--csv", "-").returncode == 2
+
+
+def test_exit_codes(model, new_folder, tmp_path):
+    odd, good, broken = (new_folder / n for n in ("odd_0.png", "good_0.png", "broken.jpg"))
+    flag = "--fail-on-anomaly"
+    assert nnad("score", model, odd, good).returncode == 0
+    assert nnad("score", model, odd, good, flag).returncode == 1
+    assert nnad("score", model, good, flag, "--false-alarms", 0.0769230).returncode == 2
+    assert nnad("score", model, good, broken).returncode == 0
+    assert nnad("score", model, good, broken, flag).returncode == 2  # unreadable is not passed
+    assert nnad("score", model, odd, broken, flag).returncode == 1
+    assert nnad("score", model, broken).returncode == 2
+    assert nnad("score", model, tmp_path / "none.png").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "EMPTY", "--model", "new.nnad"], "holds no image files"),
+        (["fit", "GOOD", "--model", "MODEL"], "holds a model already"),
+        (["fit", "GOOD", "--model", "new.nnad", "--false-alarms", "0.01"], "smallest possible"),
+        (["fit", "GOOD", "--model", "new.nnad", "--transform", "cube"], "transform='cube'"),
+        (["fit", "GOOD", "--model", "new.nnad", "--backbone", "vgg"], "backbone 'vgg' is unknown"),
+        (["fit", "GOOD", "--model", "new.nnad", "--geometry", "round"], "geometry='round'"),
+        (["fit", "GOOD", "--model", "no/where/m"], "does not exist"),
+        (["score", "none.nnad", "GOOD"], "no such model"),
+        (["score", "MODEL", "*.xyz"], "no file matches"),
+        (["score", "MODEL", "GOOD", "--false-alarms", "2"], "fraction between 0 and 1"),
+        (["score", "MODEL", "GOOD", "--csv", "no/where.csv"], "not a place where a file can"),
+        (["score", "MODEL", "GOOD", "--picture", "a.xyz"], "unknown kind of picture"),
+        (["info", "GOOD"], "no model here"),
+        (["demo", "EMPTY"], "no train/good and test"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(arguments, message, model, good_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    places = {"GOOD": good_folder, "MODEL": model, "EMPTY": tmp_path / "empty"}
+    before = sorted(p.name for p in model.iterdir())
+    done = nnad(*(places.get(a, a) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("nnad: ")
+    assert message in line
+    assert not (tmp_path / "new.nnad").exists()
+    assert sorted(p.name for p in model.iterdir()) == before
+
+
+def test_wrong_use_is_exit_code_2():
+    assert nnad().returncode == 2
+    assert nnad("fit").returncode == 2
+    assert nnad("polish").returncode == 2
+
+
+def test_failed_scoring_leaves_an_old_csv(model, new_folder, tmp_path):
+    (tmp_path / "r.csv").write_text("precious")
+    done = nnad("score", model, new_folder, tmp_path / "*.none", "--csv", tmp_path / "r.csv")
+    assert done.returncode == 2
+    assert (tmp_path / "r.csv").read_text() == "precious"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_overwrite(model, good_folder):
+    done = nnad("fit", good_folder, "--model", model, "--overwrite", "--k", 3)
+    assert done.returncode == 0
+    assert "k = 3" in nnad("info", model).stdout
+
+
+def test_warnings_are_one_line(model, tmp_path, good_folder):
+    frames = [Image.open(p) for p in sorted(good_folder.iterdir())[:2]]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    done = nnad("score", model, tmp_path / "a.gif")
+    assert done.returncode == 0
+    assert done.stderr == f"nnad: {tmp_path / 'a.gif'}: 2 frames or pages; only the first is used\n"
+
+
+def test_a_progress_bar_on_a_terminal(model, new_folder):
+    """stderr is a pseudo-terminal: there is a bar with rate; stdout stays clean."""
+    terminal, end = pty.openpty()
+    command = [NNAD, "score", str(model), str(new_folder), "--csv", "-"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=environment) as process:
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                part = os.read(terminal, 4096)
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+        out = process.stdout.read()
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"5/5" in shown
+    assert b"images/s" in shown
+    assert out.startswith(b"path,score,p_value")
+
+
+def test_demo(tmp_path):
+    done = nnad("demo", COOKIES, "--picture", tmp_path / "demo.png")
+    assert done.returncode == 0
+    ranking = [line for line in done.stdout.splitlines() if "/test/" in line]
+    broken_first = 0
+    while "/anomaly/" in ranking[broken_first]:
+        broken_first += 1
+    assert broken_first >= 7  # of 8
+    assert "AUROC 0.9" in done.stdout
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert picture.width > 1000
+
+
+def test_demo_finds_its_pictures_from_anywhere(tmp_path):
+    assert nnad("demo", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "nnad-demo.png").exists()
+
+
+def test_the_cookies_are_attributed():
+    text = (COOKIES / "README.md").read_text()
+    assert "CC BY-SA 4.0" in text
+    assert "amazon-lookout-for-vision" in text
+    assert sum(p.stat().st_size for p in COOKIES.rglob("*")) < 5_000_000
