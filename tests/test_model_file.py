@@ -88,7 +88,7 @@ def test_every_damaged_file_is_noticed(model):
             with pytest.raises(ModelError, match=path.name):
                 Detector.load(model)
         path.unlink()
-        with pytest.raises(ModelError, match="missing or unreadable|no manifest"):
+        with pytest.raises(ModelError, match=r"missing or unreadable|no manifest"):
             Detector.load(model)
         path.write_bytes(content)
     Detector.load(model)
