@@ -22,8 +22,11 @@ from nnad.backbones import Backbone, load_backbone
 from nnad.features import extract
 from nnad.images import find_images
 from nnad.neighbors import Bank
+from nnad.operators.knn import KNN
 from nnad.progress import track
-from nnad.transforms import TRANSFORMS
+from nnad.transforms import fit_transform
+
+COMPARED = ("raw", "l2", "root", "log")
 
 
 def embed(images: Any, backbone: Backbone) -> NDArray[np.float32]:
@@ -36,8 +39,8 @@ def embed(images: Any, backbone: Backbone) -> NDArray[np.float32]:
 
 def auroc(train: Any, good: Any, odd: Any, transform: str) -> float:
     """AUROC of the mean squared distance to the 2 nearest training features."""
-    bank = Bank(TRANSFORMS[transform](train))
-    scores = bank.nearest(TRANSFORMS[transform](np.vstack([good, odd])), 2).sq_dists.mean(axis=1)
+    transformed = fit_transform(transform, train)
+    scores = KNN(2).fit(Bank(transformed(train))).score(transformed(np.vstack([good, odd])))
     return float(roc_auc_score(np.arange(len(scores)) >= len(good), scores))
 
 
@@ -46,7 +49,7 @@ def fashion_mnist_rows(folder: Path, backbone: Backbone) -> list[dict[str, Any]]
     test_images, test_labels = fashion_mnist(folder, "t10k")
     train, test = embed(train_images, backbone), embed(test_images, backbone)
     rows = []
-    for transform in TRANSFORMS:
+    for transform in COMPARED:
         values = [
             auroc(
                 train[train_labels == c], test[test_labels == c], test[test_labels != c], transform
@@ -63,7 +66,7 @@ def elpv_rows(backbone: Backbone) -> list[dict[str, Any]]:
     features = embed(images, backbone)
     good, odd = features[probability == 0], features[probability >= 2 / 3]
     rows = []
-    for transform in TRANSFORMS:
+    for transform in COMPARED:
         values = []
         for seed in range(5):
             order = np.random.default_rng(seed).permutation(len(good))

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace `results/<name>.csv` with these rows, and print them."""
-    told = {"command": _command(), "commit": _commit(), "machine": _machine(), "date": _now()}
+    told = {"command": _command(), "commit": COMMIT, "machine": _machine(), "date": _now()}
     fields = list(dict.fromkeys(key for row in rows for key in row)) + list(told)
     with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
@@ -31,9 +31,13 @@ def _command() -> str:
 
 
 def _commit() -> str:
+    """The commit at the start, `-dirty` if files had changed since."""
     run = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     done = subprocess.run(run, capture_output=True, text=True, cwd=RESULTS, check=True)
     return done.stdout.strip()
+
+
+COMMIT = _commit()
 
 
 def _machine() -> str:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from nnad import Detector
+from nnad.operators import NAMES
 
 NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
 COOKIES = Path(__file__).parents[1] / "examples" / "cookies"
@@ -70,7 +71,13 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
 
     done = nnad("info", model)
     assert done.returncode == 0
-    for text in ("12, first", "efficientnet-lite0", "256 x 256, centre 224 x 224", "root", "DN2"):
+    for text in (
+        "12, first",
+        "efficientnet-lite0",
+        "256 x 256, centre 224 x 224",
+        "root",
+        "knn, k=2",
+    ):
         assert text in done.stdout
 
 
@@ -104,6 +111,8 @@ def test_exit_codes(model, new_folder, tmp_path):
         (["fit", "GOOD", "--model", "new.nnad", "--false-alarms", "0.01"], "smallest possible"),
         (["fit", "GOOD", "--model", "new.nnad", "--transform", "cube"], "transform='cube'"),
         (["fit", "GOOD", "--model", "new.nnad", "--backbone", "vgg"], "backbone 'vgg' is unknown"),
+        (["fit", "GOOD", "--model", "new.nnad", "--operator", "svm"], "operator='svm'; choose"),
+        (["fit", "GOOD", "--model", "new.nnad", "--preset", "dn3"], "preset='dn3'; choose"),
         (["fit", "GOOD", "--model", "new.nnad", "--geometry", "round"], "geometry='round'"),
         (["fit", "GOOD", "--model", "no/where/m"], "does not exist"),
         (["score", "none.nnad", "GOOD"], "no such model"),
@@ -145,7 +154,21 @@ def test_failed_scoring_leaves_an_old_csv(model, new_folder, tmp_path):
 def test_overwrite(model, good_folder):
     done = nnad("fit", good_folder, "--model", model, "--overwrite", "--k", 3)
     assert done.returncode == 0
-    assert "k = 3" in nnad("info", model).stdout
+    assert "knn, k=3" in nnad("info", model).stdout
+
+
+def test_presets_and_operators(good_folder, new_folder, tmp_path):
+    fit = ("fit", good_folder, "--model")
+    assert nnad(*fit, tmp_path / "dn2", "--preset", "dn2").returncode == 0
+    told = nnad("info", tmp_path / "dn2").stdout
+    assert "knn, k=2, squared=True, reduction=mean, metric=euclidean" in told
+    assert "raw" in told
+    assert nnad(*fit, tmp_path / "both", "--preset", "dn2", "--k", 3).returncode == 2
+    for name in NAMES:
+        model = tmp_path / name
+        assert nnad(*fit, model, "--operator", name, "--transform", "l2").returncode == 0
+        assert f"operator         {name}, " in nnad("info", model).stdout
+        assert Detector.load(model).score(new_folder / "odd_0.png")[0].score > 0
 
 
 def test_warnings_are_one_line(model, tmp_path, good_folder):

@@ -5,7 +5,8 @@ import pytest
 from conftest import draw
 
 from nnad import BudgetError, Detector, InputError, load_backbone
-from nnad.transforms import TRANSFORMS
+from nnad.operators.knn import KNN
+from nnad.transforms import TRANSFORMS, root
 
 
 def test_odd_pictures_stand_out_and_the_bad_file_is_a_record(detector, new_folder):
@@ -38,7 +39,7 @@ def test_the_score_is_equation_2_of_the_paper(good_folder, new_folder, transform
 
 
 def test_calibration_is_leave_one_out(detector, good_folder):
-    bank = TRANSFORMS["root"](detector.features).astype(np.float64)
+    bank = root(detector.features).astype(np.float64)
     sq_dists = np.square(bank[:, None] - bank[None]).sum(axis=2)
     np.fill_diagonal(sq_dists, np.inf)
     expected = np.sort(sq_dists, axis=1)[:, :2].mean(axis=1)
@@ -110,7 +111,7 @@ def test_fit_goes_on_without_unreadable_images(good_folder):
 
 
 def test_too_little_to_fit(tmp_path):
-    with pytest.raises(InputError, match="2 good images are too few: k=2 needs at least 3"):
+    with pytest.raises(InputError, match="2 good images are too few: at least 3 are needed"):
         Detector().fit([draw(0), draw(1)])
     with pytest.raises(InputError, match=r"none of 3 images can be read; image\[0\]: not an image"):
         Detector().fit([b"x", b"y", b"z"])
@@ -136,6 +137,7 @@ def test_not_fitted(tmp_path):
     "wrong",
     [
         {"transform": "cube"},
+        {"operator": "svm"},
         {"k": 0},
         {"k": 1.5},
         {"k": True},
@@ -148,6 +150,17 @@ def test_not_fitted(tmp_path):
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(InputError, match=f"^{next(iter(wrong))}="):
         Detector(**wrong)
+
+
+def test_an_operator_of_ones_own(good_folder, new_folder):
+    by_name = Detector(operator="knn", k=5).fit(good_folder)
+    assert by_name.score(new_folder) == Detector(operator=KNN(5)).fit(good_folder).score(new_folder)
+    with pytest.raises(InputError, match="k: goes with the name of an operator"):
+        Detector(operator=KNN(5), k=2)
+    with pytest.raises(InputError, match="operator 'kmeans' has no k"):
+        Detector(operator="kmeans", k=2)
+    with pytest.raises(InputError, match="12 good images are too few: at least 13"):
+        Detector(k=12).fit(good_folder)
 
 
 def test_a_backbone_of_ones_own(good_folder):

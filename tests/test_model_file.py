@@ -114,7 +114,10 @@ def edit_manifest(model, change):
         (lambda m: m["content"].update(calibration=m["content"]["bank"][0]), "damaged"),
         (lambda m: m["content"].pop("settings"), "damaged or not written by nnad"),
         (lambda m: m["content"]["settings"].update(transform="cube"), "damaged or not written"),
-        (lambda m: m["content"]["settings"]["operator"].update(k=0), "damaged or not written"),
+        (
+            lambda m: m["content"]["settings"]["operator"]["settings"].update(k=0),
+            "damaged or not written",
+        ),
         (lambda m: m["content"]["settings"].pop("backbone"), "damaged or not written"),
         (
             lambda m: m["content"]["settings"]["backbone"]["preprocessing"].update(size=100),

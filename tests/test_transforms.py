@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nnad.transforms import TRANSFORMS, l2, raw, root
+from nnad.errors import InputError
+from nnad.transforms import TRANSFORMS, fit_transform, l2, raw, root
 
 FEATURES = arrays(
     np.float32,
@@ -32,8 +33,30 @@ def test_l2_and_root_have_length_one_or_zero(features):
 @given(FEATURES)
 def test_rows_are_independent_and_the_input_is_left_alone(name, features):
     before = features.copy()
-    whole = TRANSFORMS[name](features)
-    rows = [TRANSFORMS[name](features[i : i + 1]) for i in range(len(features))]
+    transform = fit_transform(name, features)
+    whole = transform(features)
+    rows = [transform(features[i : i + 1]) for i in range(len(features))]
     np.testing.assert_array_equal(whole, np.vstack(rows))
     np.testing.assert_array_equal(features, before)
     assert whole.dtype == np.float32
+    assert np.isfinite(whole).all()
+
+
+def test_log_by_hand():
+    good = np.array([[1.0, 3.0], [0.0, 4.0]])  # mean 2, so the scale is 0.6
+    expected = l2(np.array([[np.log1p(5), -np.log1p(10)]]))
+    np.testing.assert_allclose(fit_transform("log", good)(np.array([[3.0, -6.0]])), expected)
+
+
+def test_white_evens_out_the_spread():
+    rng = np.random.default_rng(0)
+    good = np.abs(rng.normal(size=(500, 6)) * [1, 1, 1, 1, 1, 30])
+    spread = fit_transform("white", good)(good).var(axis=0, ddof=1)
+    covariance = np.cov(root(good).astype(np.float64), rowvar=False)
+    values = np.linalg.eigvalsh(covariance)
+    np.testing.assert_allclose(spread, values / (values + 3 * values.mean()), rtol=1e-3)
+
+
+def test_unknown():
+    with pytest.raises(InputError, match="transform='cube'; choose one of raw, l2, root, log"):
+        fit_transform("cube", np.ones((2, 2)))

@@ -47,18 +47,36 @@ def fit(
     flips: Annotated[
         str, typer.Option(help="Average over mirror images: none, horizontal or both.")
     ] = "none",
-    transform: Annotated[str, typer.Option(help="root, l2 or raw.")] = "root",
-    k: Annotated[int, typer.Option(help="Nearest good images in the score.")] = 2,
+    preset: Annotated[
+        str, typer.Option(help="Transform and operator as in a paper: dn2, knnn-paper, ...")
+    ] = "",
+    transform: Annotated[str, typer.Option(help="root, l2, raw, log or white.")] = "root",
+    operator: Annotated[
+        str, typer.Option(help="knn, global, local, knnn, affine-hull, kmeans or tree.")
+    ] = "knn",
+    k: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="The operator's neighbours; its own default otherwise."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
 ) -> None:
     """Learn from good images and save a model."""
+    from nnad import presets
     from nnad.backbones import load_backbone
     from nnad.detector import Detector
     from nnad.model_file import check_writable
+    from nnad.operators import Operator
 
     check_writable(model, overwrite=overwrite)
     network = load_backbone(backbone, geometry=geometry, flips=flips)
-    detector = Detector(network, transform=transform, k=k, false_alarms=false_alarms)
+    scorer: str | Operator = operator
+    if preset:
+        if (transform, operator, k) != ("root", "knn", None):
+            raise typer.BadParameter("--preset stands for --transform, --operator and --k")
+        transform, scorer = presets.preset(preset)
+    detector = Detector(
+        network, transform=transform, operator=scorer, k=k, false_alarms=false_alarms
+    )
     detector.fit(good, progress=True)
     detector.save(model, overwrite=overwrite)
     _tell_unread(list(detector.skipped))
@@ -124,6 +142,7 @@ def _score(
 def info(model: Model) -> None:
     """Tell what a model is made of and what it promises."""
     from nnad.detector import Detector
+    from nnad.operators import describe
 
     detector = Detector.load(model)
     backbone, calibration = detector.backbone, detector.calibration
@@ -133,7 +152,7 @@ def info(model: Model) -> None:
         f"fingerprint {backbone.fingerprint[:16]}",
         "preprocessing": str(backbone.preprocessing),
         "transform": detector.transform,
-        "operator": f"k-NN, mean of the k = {detector.k} squared distances (DN2, Eq. 2)",
+        "operator": describe(detector.operator),
         "false alarms": _promise(detector),
         "threshold": f"{calibration.threshold(detector.false_alarms):.6g}",
         "smallest budget": f"{calibration.smallest_budget:.3g}",

@@ -1,7 +1,4 @@
-"""The whole path in one place: images -> features -> bank -> score -> p-value -> decision.
-
-The score is DN2's Eq. 2: d(y) = 1/k * sum over the k nearest bank features f of |f - f_y|^2.
-"""
+"""The whole path in one place: images -> features -> bank -> score -> p-value -> decision."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +18,11 @@ from nnad.errors import ImageError, InputError, ModelError
 from nnad.features import extract
 from nnad.images import Source, find_images
 from nnad.neighbors import Bank
+from nnad.operators import Operator, make_operator, operator_name, settings
 from nnad.progress import track
-from nnad.transforms import TRANSFORMS
+from nnad.transforms import TRANSFORMS, fit_transform
 
-_EVIDENCE = 3  # nearest good images told for each decision, or k if that is more
+_EVIDENCE = 3  # nearest good images told for each decision
 _CHUNK = 64  # images searched at a time
 
 
@@ -42,7 +40,7 @@ class Result:
 
     Attributes:
         name: its path, or `image[i]` for one that was passed in memory.
-        score: mean squared distance to the k nearest good images; higher is more anomalous.
+        score: the operator's; higher is more anomalous.
         p_value: how often a good image scores this high or higher, at most.
         is_anomaly: whether the p-value is within the false-alarm budget.
         nearest: the nearest good images, nearest first: the reason for the decision.
@@ -62,8 +60,9 @@ class Detector:
 
     Args:
         backbone: a name for `load_backbone`, or a `Backbone`.
-        transform: `root` (default), `l2` or `raw`, see `nnad.transforms`.
-        k: neighbours in the score; 2 as in DN2.
+        transform: `root` (default), `l2`, `raw`, `log` or `white`, see `nnad.transforms`.
+        operator: a name for `make_operator`, or an operator: k-NN by default, DN2's Eq. 2.
+        k: the operator's neighbours, if the operator is given by name; its own default otherwise.
         false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
             or 1 / (n + 1) when there are too few good images (n < 99) for that.
         workers: threads that decode and embed; one a core by default.
@@ -87,29 +86,31 @@ class Detector:
         backbone: str | Backbone = "efficientnet-lite0",
         *,
         transform: str = "root",
-        k: int = 2,
+        operator: str | Operator = "knn",
+        k: int | None = None,
         false_alarms: float | None = None,
         workers: int | None = None,
     ) -> None:
         if transform not in TRANSFORMS:
             raise InputError(f"transform={transform!r}; choose one of {', '.join(TRANSFORMS)}")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(f"k={k!r}; expected a whole number of neighbours, at least 1")
+        if isinstance(operator, str):
+            operator = make_operator(operator, **({} if k is None else {"k": k}))
+        elif k is not None:
+            raise InputError("k: goes with the name of an operator; this operator has its own")
         if workers is not None and workers < 1:
             raise InputError(f"workers={workers!r}; expected at least 1 thread")
         if false_alarms is not None and not 0 < false_alarms < 1:
             raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
         self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
         self.transform = transform
-        self.k = k
+        self.operator = operator
         self.workers = workers
         self._asked_false_alarms = false_alarms
 
     def __repr__(self) -> str:
         fitted = f"{len(self.names)} good images" if hasattr(self, "names") else "not fitted"
-        return (
-            f"Detector({self.backbone.name!r}, transform={self.transform!r}, k={self.k}): {fitted}"
-        )
+        chosen = f"transform={self.transform!r}, operator={operator_name(self.operator)!r}"
+        return f"Detector({self.backbone.name!r}, {chosen}): {fitted}"
 
     @property
     def false_alarms(self) -> float:
@@ -120,7 +121,7 @@ class Detector:
         """Learn what good images look like.
 
         Args:
-            images: see `find_images`; at least k + 1 that can be read.
+            images: see `find_images`; at least 3 that can be read, and more than the operator's k.
             progress: show a bar on a terminal.
 
         Raises:
@@ -140,10 +141,8 @@ class Detector:
         if skipped and not features:
             raise InputError(f"none of {len(skipped)} images can be read; {skipped[0].error}")
         self._check_count(len(names))
-        self._set(tuple(names), np.stack(features))
-        everyone = np.arange(len(names))
-        left_out = self._bank.nearest(self._bank.features, self.k, exclude=everyone)
-        self.calibration = Calibration(_knn_score(left_out.sq_dists))
+        self._set(tuple(names), np.stack(features), {})
+        self.calibration = Calibration(self.operator.left_out_scores())
         self.skipped = tuple(skipped)
         return self
 
@@ -188,16 +187,21 @@ class Detector:
             ModelError: it exists and `overwrite` is false, holds other files, or cannot be written.
         """
         self._fitted()
-        settings = {
+        told = {
             "nnad": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "backbone": self.backbone.settings(),
             "transform": self.transform,
-            "operator": {"name": "knn", "k": self.k},
+            "operator": {"name": operator_name(self.operator), "settings": settings(self.operator)},
             "false_alarms": self._asked_false_alarms,
         }
         saved = model_file.Saved(
-            settings, self.backbone.onnx, self.names, self.features, self.calibration.good_scores
+            settings=told,
+            encoder=self.backbone.onnx,
+            names=self.names,
+            features=self.features,
+            good_scores=self.calibration.good_scores,
+            operator_state=getattr(self.operator, "state", dict)(),
         )
         model_file.write_model(Path(path), saved, overwrite=overwrite)
 
@@ -210,17 +214,17 @@ class Detector:
         """
         saved = model_file.read_model(Path(path))
         try:
-            backbone = Backbone.from_settings(saved.settings["backbone"], saved.encoder)
+            operator = saved.settings["operator"]
             detector = cls(
-                backbone,
+                Backbone.from_settings(saved.settings["backbone"], saved.encoder),
                 transform=saved.settings["transform"],
-                k=saved.settings["operator"]["k"],
+                operator=make_operator(operator["name"], **operator["settings"]),
                 false_alarms=saved.settings["false_alarms"],
                 workers=workers,
             )
+            detector._set(saved.names, saved.features, saved.operator_state)
         except (KeyError, TypeError, InputError) as error:
             raise ModelError(f"{path}: damaged or not written by nnad: {error!r}") from error
-        detector._set(saved.names, saved.features)
         detector.calibration = Calibration(saved.good_scores)
         detector.skipped = ()
         return detector
@@ -231,16 +235,25 @@ class Detector:
         return self
 
     def _check_count(self, count: int) -> None:
-        if count < self.k + 1:
-            raise InputError(
-                f"{count} good images are too few: k={self.k} needs at least {self.k + 1}"
-            )
+        needed = max(3, getattr(self.operator, "k", 1) + 1)
+        if count < needed:
+            raise InputError(f"{count} good images are too few: at least {needed} are needed")
         if self._asked_false_alarms is not None:
             Calibration(np.empty(count)).check(self._asked_false_alarms)
 
-    def _set(self, names: tuple[str, ...], features: NDArray[np.float32]) -> None:
+    def _set(
+        self,
+        names: tuple[str, ...],
+        features: NDArray[np.float32],
+        operator_state: dict[str, NDArray[Any]],
+    ) -> None:
         self.names, self.features = names, features  # (N,), (N, D)
-        self._bank = Bank(TRANSFORMS[self.transform](features))
+        self._transform = fit_transform(self.transform, features)
+        self._bank = Bank(self._transform(features))
+        if operator_state:
+            self.operator.restore(self._bank, operator_state)  # type: ignore[attr-defined]
+        else:
+            self.operator.fit(self._bank)
 
     def _extract(
         self,
@@ -270,9 +283,10 @@ class Detector:
         self, features: NDArray[np.float32], threshold: float
     ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...]]]:
         """Features (Q, D) -> score, p-value, decision and evidence of each."""
-        evidence = min(max(self.k, _EVIDENCE), len(self._bank))
-        found = self._bank.nearest(TRANSFORMS[self.transform](features), evidence)
-        scores = _knn_score(found.sq_dists[:, : self.k])
+        queries = self._transform(features)
+        count = min(max(_EVIDENCE, getattr(self.operator, "k", 1)), len(self._bank))
+        found = self._bank.nearest(queries, count)
+        scores = self.operator.score(queries, found)
         p_values = self.calibration.p_values(scores)
         for i in range(len(features)):
             nearest = tuple(
@@ -280,11 +294,6 @@ class Detector:
                 for row, distance in zip(found.rows[i], np.sqrt(found.sq_dists[i]), strict=True)
             )
             yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
-
-
-def _knn_score(sq_dists: NDArray[np.float64]) -> NDArray[np.float64]:
-    """DN2 Eq. 2: (Q, k) squared distances -> (Q,) their mean."""
-    return np.asarray(sq_dists.mean(axis=1))
 
 
 def _named(

@@ -4,6 +4,7 @@
     M/encoder-<hash>.onnx                  the backbone's network, so no other download is needed
     M/bank-<hash>.safetensors              features of good images, with their names
     M/calibration-<hash>.safetensors       their leave-one-out scores
+    M/operator-<hash>.safetensors          what the operator learnt, for some operators
 
 Nothing in it can run code when it is opened. Files are written first and the manifest is replaced
 last, in one step, so a kill or a full disk leaves the old model or the new one.
@@ -27,7 +28,9 @@ from nnad.files import replacing
 
 FORMAT = "nnad-model"
 SCHEMA = 1
-_OURS = re.compile(r"(encoder-[0-9a-f]{64}\.onnx|(bank|calibration)-[0-9a-f]{64}\.safetensors)")
+_OURS = re.compile(
+    r"(encoder-[0-9a-f]{64}\.onnx|(bank|calibration|operator)-[0-9a-f]{64}\.safetensors)"
+)
 _PASSING = re.compile(r"\.lock|\..*\.tmp")
 
 
@@ -40,6 +43,7 @@ class Saved:
     names: tuple[str, ...]  # (N,) of the good images
     features: NDArray[np.float32]  # (N, D) as the backbone returned them
     good_scores: NDArray[np.float64]  # (N,) leave-one-out
+    operator_state: dict[str, NDArray[Any]]  # what the operator would be slow to find again
 
 
 def check_writable(folder: Path, *, overwrite: bool = False) -> None:
@@ -97,11 +101,13 @@ def _write(folder: Path, saved: Saved) -> None:
         {"features": saved.features}, metadata={"names": json.dumps(saved.names)}
     )
     calibration = safetensors.numpy.save({"good_scores": saved.good_scores})
+    operator = safetensors.numpy.save(saved.operator_state)
     content = {
         "settings": saved.settings,
         "encoder": put("encoder", "onnx", saved.encoder),
         "bank": [put("bank", "safetensors", bank)],
         "calibration": put("calibration", "safetensors", calibration),
+        "operator": [put("operator", "safetensors", operator)] if saved.operator_state else [],
     }
     manifest = {
         "format": FORMAT,
@@ -112,7 +118,7 @@ def _write(folder: Path, saved: Saved) -> None:
     with replacing(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
 
-    kept = {content["encoder"], content["calibration"], *content["bank"]}
+    kept = {content["encoder"], content["calibration"], *content["bank"], *content["operator"]}
     for path in folder.iterdir():  # what an older model or a killed process left
         if _OURS.fullmatch(path.name) and path.name not in kept:
             path.unlink(missing_ok=True)
@@ -132,12 +138,16 @@ def read_model(folder: Path) -> Saved:
     try:
         parts = [_read_bank(_checked(folder, name)) for name in content["bank"]]
         calibration = safetensors.numpy.load(_checked(folder, content["calibration"]))
+        state: dict[str, NDArray[Any]] = {}
+        for name in content["operator"]:
+            state |= safetensors.numpy.load(_checked(folder, name))
         saved = Saved(
             settings=content["settings"],
             encoder=_checked(folder, content["encoder"]),
             names=tuple(name for names, _ in parts for name in names),
             features=np.concatenate([features for _, features in parts]),
             good_scores=calibration["good_scores"],
+            operator_state=state,
         )
         if not len(saved.names) == len(saved.features) == len(saved.good_scores):
             raise ValueError("names, features and scores differ in number")

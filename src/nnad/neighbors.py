@@ -47,6 +47,7 @@ class Bank:
         self._sq_norms = np.concatenate(
             [np.square(self.features[i : i + _BANK_ROWS], dtype=np.float64).sum(1) for i in blocks]
         )  # (N,)
+        self._graph = np.empty((len(self.features), 0), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -79,6 +80,36 @@ class Bank:
             excluded = None if exclude is None else np.asarray(exclude[block])
             sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded)
         return Neighbors(sq_dists, rows)
+
+    def neighborhoods(
+        self, rows: NDArray[np.int64], m: int, absent: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """The m nearest other rows of the given bank rows, searched once and remembered.
+
+        Args:
+            rows: (R,) bank rows.
+            m: neighbours; fewer if the bank has not that many.
+            absent: (R,) a row that must not be among the neighbours of each, or -1.
+
+        Returns:
+            (R, m) rows, nearest first.
+        """
+        spare = absent is not None and bool((absent >= 0).any())
+        wanted = min(m + spare, len(self) - 1)
+        if self._graph.shape[1] < wanted:
+            self._graph = np.full((len(self), wanted), -1)
+        graph = self._graph
+        if wanted == 0:
+            return np.empty((len(rows), 0), dtype=np.int64)
+        missing = np.unique(rows[graph[rows, 0] < 0])
+        graph[missing] = self.nearest(self.features[missing], graph.shape[1], exclude=missing).rows
+        found = graph[rows, :wanted]  # (R, wanted)
+        if not spare:
+            return found
+        keep = found != np.asarray(absent)[:, None]
+        keep[keep.all(axis=1), -1] = False  # nobody was absent: the farthest is the spare one
+        kept: NDArray[np.int64] = found[keep].reshape(len(rows), wanted - 1)
+        return kept
 
     def _nearest_block(
         self, queries: NDArray[np.float32], k: int, exclude: NDArray[np.intp] | None

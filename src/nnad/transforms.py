@@ -4,8 +4,11 @@
 - `l2`: each feature vector is scaled to length 1.
 - `root`: signed square root of each entry, then length 1. Pooled features are sparse and their
   spread grows with their mean; the root evens that out (docs/decisions.md has the measurements).
+- `log`: sign(x) log(1 + |x| / s), then length 1; s is 0.3 of the mean |x| of the good features.
+- `white`: root, then global whitening with a ridge: features are rotated to the eigenvectors of the
+  good features' covariance and divided by sqrt(e + 3 vbar), vbar being the mean variance.
 
-Zero vectors stay zero.
+`log` and `white` learn numbers from the good features, the others nothing. Zero vectors stay zero.
 """
 
 from collections.abc import Callable
@@ -13,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nnad.errors import InputError
 
 Features = NDArray[np.float32]
 
@@ -36,4 +41,45 @@ def root(features: NDArray[Any]) -> Features:
     return l2(np.sign(wide) * np.sqrt(np.abs(wide)))
 
 
-TRANSFORMS: dict[str, Callable[[NDArray[Any]], Features]] = {"raw": raw, "l2": l2, "root": root}
+def log(features: NDArray[Any], scale: float) -> Features:
+    """(N, D) -> (N, D): sign(x) log(1 + |x| / scale), then x / |x|."""
+    wide = np.asarray(features, dtype=np.float64)
+    return l2(np.sign(wide) * np.log1p(np.abs(wide) / scale))
+
+
+Transform = Callable[[NDArray[Any]], Features]
+TRANSFORMS = ("raw", "l2", "root", "log", "white")
+
+
+def fit_transform(name: str, good: NDArray[Any]) -> Transform:
+    """The transform of that name, with what it learns from good features (N, D).
+
+    Raises:
+        InputError: no such transform.
+    """
+    if name == "log":
+        scale = 0.3 * float(np.abs(good).mean(dtype=np.float64)) or 1.0
+        return lambda features: log(features, scale)
+    if name == "white":
+        return _fit_white(good)
+    plain = {"raw": raw, "l2": l2, "root": root}
+    if name not in plain:
+        raise InputError(f"transform={name!r}; choose one of {', '.join(TRANSFORMS)}")
+    return plain[name]
+
+
+def _fit_white(good: NDArray[Any]) -> Transform:
+    rooted = root(good).astype(np.float64)
+    mean = rooted.mean(axis=0)
+    covariance = np.atleast_2d(np.cov(rooted, rowvar=False, ddof=min(1, len(rooted) - 1)))
+    values, vectors = np.linalg.eigh(covariance)
+    vbar = float(values.mean()) or 1.0
+    whitening = vectors / np.sqrt(np.maximum(values, 0) + 3 * vbar)  # (D, D)
+
+    def white(features: NDArray[Any]) -> Features:
+        centred = root(features) - mean  # (N, D)
+        # row by row: a product of many rows at once may round differently
+        rows = [row @ whitening for row in centred]
+        return np.asarray(rows, dtype=np.float32).reshape(centred.shape)
+
+    return white

@@ -1,0 +1,68 @@
+"""Global normalisation (k-NNN paper, section 5.1): one set of eigenvectors for the whole bank.
+
+    AS(f) = sum_i sum_j |(f - f_i) . v_j| / sqrt(e_j)                                   (Eq. 3)
+
+over the k nearest f_i and the eigenvectors v_j and eigenvalues e_j of all good features.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad.neighbors import Bank, Neighbors
+from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
+from nnad.operators.spaces import directions, normalized_length
+
+Scores = NDArray[np.float64]
+
+
+class Global:
+    """Distances to the k nearest rows, normalised by the spread of the whole bank.
+
+    Args:
+        k: neighbours, found by Euclidean distance.
+        ridge: added to every eigenvalue, in units of vbar, the mean variance of a bank feature.
+        p: 1 as in Eq. 3, or 2: squared terms, which make the Mahalanobis distance.
+
+    The score is the mean over neighbours, which ranks as the sum does. Leaving a row out changes
+    its neighbours, not the eigenvectors: one row of N moves those little.
+    """
+
+    def __init__(self, k: int = 3, *, ridge: float = 1.0, p: int = 2) -> None:
+        self.k = check_count("k", k)
+        self.ridge = check_amount("ridge", ridge)
+        self.p = check_choice("p", p, (1, 2))
+
+    def fit(self, bank: Bank) -> Self:
+        """Take a bank (N, D) and find its eigenvectors."""
+        self.bank = bank
+        points = bank.features.astype(np.float64)
+        self._values, self._vectors = directions(points)  # (r,), (r, D)
+        vbar = self._values.sum() / points.shape[1]
+        self._ridge = self.ridge * (vbar or 1.0)
+        return self
+
+    def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Scores:
+        """(Q, D) -> (Q,); `found` may hold neighbours of the queries in the bank, k or more."""
+        k = clipped(self.k, self.bank)
+        if found is None:
+            found = self.bank.nearest(queries, k)
+        return self._normalized(queries, found.rows[:, :k])
+
+    def left_out_scores(self) -> Scores:
+        """(N,) the score of each bank row against the others."""
+        k = clipped(self.k, self.bank, left_out=True)
+        everyone = np.arange(len(self.bank))
+        found = self.bank.nearest(self.bank.features, k, exclude=everyone)
+        return self._normalized(self.bank.features, found.rows)
+
+    def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Scores:
+        scores = np.zeros(len(rows))
+        queries = np.asarray(queries, dtype=np.float64)
+        for column in rows.T:  # one neighbour of all queries: (Q, D) differences
+            differences = queries - self.bank.features[column]
+            scores += normalized_length(
+                differences, self._values, self._vectors, self._ridge, self.p
+            )
+        return np.asarray(scores / rows.shape[1])

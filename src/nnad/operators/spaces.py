@@ -1,0 +1,67 @@
+"""Eigenvectors of a set of points: the directions in which the good features vary.
+
+Of n points in D dimensions at most n - 1 directions have a variance. The others are equal: no basis
+of them is better than another. So they are never enumerated: what a difference has outside the
+span counts as one more direction, whose eigenvalue is the ridge. With more points than dimensions
+nothing is outside, and the sums below are those of the k-NNN paper.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad.errors import InputError
+
+Array = NDArray[np.float64]
+
+
+def directions(points: Array) -> tuple[Array, Array]:
+    """Eigenvalues (..., r) and eigenvectors (..., r, D) of the covariance of points (..., n, D).
+
+    ddof = 1; r = min(n - 1, D), largest first; directions without variance have eigenvalue 0 and a
+    vector of zeros.
+    """
+    n, dim = points.shape[-2:]
+    centred = points - points.mean(axis=-2, keepdims=True)
+    if n > dim:
+        covariance = np.swapaxes(centred, -1, -2) @ centred / (n - 1)  # (..., D, D)
+        values, vectors = np.linalg.eigh(covariance)
+        vectors = np.swapaxes(vectors, -1, -2)
+    else:  # the Gram matrix (..., n, n) has the same eigenvalues and is smaller
+        gram = centred @ np.swapaxes(centred, -1, -2) / max(n - 1, 1)
+        values, weights = np.linalg.eigh(gram)
+        scale = np.sqrt(np.maximum(values, np.finfo(float).tiny) * max(n - 1, 1))
+        vectors = np.swapaxes(weights / scale[..., None, :], -1, -2) @ centred
+    values, vectors = values[..., ::-1], vectors[..., ::-1, :]
+    rank = min(n - 1, dim)
+    values, vectors = values[..., :rank].copy(), vectors[..., :rank, :].copy()
+    nothing = values <= 1e-10 * values.max(axis=-1, keepdims=True, initial=0)
+    values[nothing] = 0
+    vectors[nothing] = 0
+    return values, vectors
+
+
+def normalized_length(
+    differences: Array, values: Array, vectors: Array, ridge: float, p: int
+) -> Array:
+    """sum_j (|d . v_j| / sqrt(e_j + ridge))^p of differences (..., D), the rest as one direction.
+
+    k-NNN paper Eq. 3 with p = 1; p = 2 is the squared Mahalanobis distance.
+
+    Args:
+        differences: (..., D).
+        values: (..., r), vectors: (..., r, D), as from `directions`.
+        ridge: added to every eigenvalue.
+        p: 1 or 2.
+    """
+    along = np.einsum("...rd,...d->...r", vectors, differences)  # (..., r)
+    squares = np.square(differences).sum(axis=-1)  # (...)
+    outside = np.maximum(squares - np.square(along).sum(axis=-1), 0)
+    outside[outside <= 1e-10 * squares] = 0  # rounding
+    if ridge == 0 and (outside > 0).any():
+        raise InputError("ridge=0; features leave the span of the bank: a ridge > 0 is needed")
+    varies = values > 0
+    weights = np.where(varies, 1 / np.sqrt(np.where(varies, values, 1) + ridge), 0)
+    inside = np.power(np.abs(along) * weights, p).sum(axis=-1)
+    if ridge == 0:
+        return np.asarray(inside)
+    return np.asarray(inside + np.power(np.sqrt(outside / ridge), p))
