@@ -1,15 +1,16 @@
 # Each target sets up what it needs in a virtual environment of its own. PYTHON=python3.12 chooses another.
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
 
 .PHONY: demo test test-all lint
 demo: .venv/ready
 	.venv/bin/nnad demo
 
-test: .venv/ready
+test: .venv/ready-test
 	.venv/bin/python -m pytest --ignore tests/torch
 
 test-all: .venv-all/ready
-	.venv-all/bin/python -m pytest tests/torch
+	.venv-all/bin/python -m pytest
 
 lint: .venv-all/ready
 	.venv-all/bin/ruff check .
@@ -18,12 +19,17 @@ lint: .venv-all/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/ready-test: .venv/ready
 	.venv/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-# torch first and pinned: asked for by another package, pip could choose a build of several GB.
+# On Linux PyPI's torch is a CUDA build of several GB; for a small one say
+# TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'.
 .venv-all/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-all
-	.venv-all/bin/python -m pip install --quiet torch==2.13.0
+	.venv-all/bin/python -m pip install --quiet $(TORCH)
 	.venv-all/bin/python -m pip install --quiet --editable '.[test,dev,bench,torch]'
 	touch $@

@@ -17,6 +17,7 @@ def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace `results/<name>.csv` with these rows, and print them."""
     told = {"command": _command(), "commit": COMMIT, "machine": _machine(), "date": _now()}
     fields = list(dict.fromkeys(key for row in rows for key in row)) + list(told)
+    RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
@@ -26,7 +27,7 @@ def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _command() -> str:
-    arguments = [a for a in sys.argv[1:] if not Path(a).is_absolute()]
+    arguments = ["DIR" if Path(a).is_absolute() else a for a in sys.argv[1:]]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 

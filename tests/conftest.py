@@ -1,5 +1,6 @@
 """Shared pictures and models, all made here."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ def draw(seed: int, *, odd: bool = False, size: tuple[int, int] = (80, 60)) -> n
     if odd:
         picture[(np.abs(x - y * 1.3) < 9)] = (10, 10, 60)
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Graphs are built anew: a stale one in the user's cache must not pass for the code's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@ import csv
 import json
 import os
 import pty
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
     model = tmp_path / "m.nnad"
     done = nnad("fit", good_folder, "--model", model)
     assert (done.returncode, done.stderr) == (0, "")  # no progress bar in a pipe
-    assert "fitted on 12 good images; at most 0.0769 of good images" in done.stdout
+    assert "fitted on 12 good images; at most 0.077 of good images" in done.stdout
 
     done = nnad(
         "score", model, new_folder, "--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"
@@ -65,7 +68,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
     anomalies = sum(bool(r.is_anomaly) for r in expected)
     assert anomalies >= 2
     assert ranking[-1] == (
-        f"4 images scored, {anomalies} anomalies at a budget of 0.0769; 1 unreadable"
+        f"4 images scored, {anomalies} anomalies at a budget of 0.077; 1 unreadable"
     )
     assert done.stderr.startswith(f"nnad: {new_folder / 'broken.jpg'}: not an image")
 
@@ -135,6 +138,48 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, model, good_fol
     assert message in line
     assert not (tmp_path / "new.nnad").exists()
     assert sorted(p.name for p in model.iterdir()) == before
+
+
+def test_what_is_printed_can_be_typed_back(model, new_folder):
+    told = nnad("info", model).stdout
+    budget = re.search(r"at most (\S+) of good", told)[1]
+    smallest = re.search(r"smallest budget +(\S+)", told)[1]
+    for typed in (budget, smallest):
+        assert nnad("score", model, new_folder, "--false-alarms", typed).returncode == 0
+
+
+def test_names_that_are_not_unicode(model, new_folder, tmp_path):
+    shutil.copy(new_folder / "odd_0.png", os.fsencode(tmp_path) + b"/\xff.png")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for arguments in (["score", model, tmp_path], ["score", model, tmp_path, "--csv", "-"]):
+        done = subprocess.run([NNAD, *arguments], capture_output=True, env=environment)
+        assert done.returncode == 0
+        assert b"\xff.png" in done.stdout
+
+
+def test_nobody_reads_the_output(model, new_folder):
+    shell = f"{NNAD} score {model} {new_folder} --csv - 2>/dev/null | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell])
+    assert done.returncode in (0, 141)  # never 1, which would mean anomalies
+
+
+def test_an_interruption_and_a_fault_are_no_anomalies(model, new_folder, tmp_path):
+    many = [str(new_folder)] * 2000
+    with subprocess.Popen([NNAD, "score", model, *many], stderr=subprocess.PIPE) as process:
+        time.sleep(2.5)
+        process.send_signal(signal.SIGINT)
+        message = process.stderr.read()
+    assert process.returncode == 130
+    assert message.splitlines()[-1] == b"nnad: interrupted"
+    code = (
+        "import sys, nnad.cli, nnad.detector\n"
+        "nnad.detector.Detector.load = lambda *_: 1 / 0\n"
+        "sys.argv = ['nnad', 'score', 'm', 'x', '--fail-on-anomaly']\n"
+        "nnad.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "ZeroDivisionError" in done.stderr
 
 
 def test_wrong_use_is_exit_code_2():

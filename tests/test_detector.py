@@ -1,10 +1,11 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 from conftest import draw
 
-from nnad import BudgetError, Detector, InputError, load_backbone
+from nnad import BudgetError, Detector, ImageWarning, InputError, load_backbone
 from nnad.operators.knn import KNN
 from nnad.transforms import TRANSFORMS, root
 
@@ -145,6 +146,8 @@ def test_not_fitted(tmp_path):
         {"false_alarms": 1.0},
         {"false_alarms": -1},
         {"workers": 0},
+        {"workers": 1.5},
+        {"false_alarms": "0.1"},
     ],
 )
 def test_wrong_arguments_are_named(wrong):
@@ -170,7 +173,32 @@ def test_a_backbone_of_ones_own(good_folder):
     assert detector.score(draw(200, odd=True))[0].is_anomaly
 
 
-def test_identical_good_images(tmp_path):
+def test_a_camera_gets_its_results_at_once(detector):
+    shown = 0
+
+    def camera():
+        nonlocal shown
+        for i in range(50):
+            shown += 1
+            yield draw(i, size=(8, 8))
+
+    results = Detector.iter_scores(detector, camera())
+    next(results)
+    from nnad.features import usable_cores
+
+    assert shown <= usable_cores()
+
+
+def test_paths_given_twice_count_once_and_copies_are_warned_about(good_folder, tmp_path):
+    paths = sorted(good_folder.iterdir())
+    assert len(Detector().fit([*paths, good_folder]).names) == 12
+    shutil.copy(paths[0], tmp_path / "copy.png")
+    with pytest.warns(ImageWarning, match=r"1 of 13 good images are copies of others .*copy\.png"):
+        Detector().fit([*paths, tmp_path / "copy.png"])
+
+
+@pytest.mark.filterwarnings("ignore::nnad.ImageWarning")
+def test_identical_good_images():
     detector = Detector().fit([draw(0)] * 5)
     assert not detector.calibration.good_scores.any()
     same, other = detector.score([draw(0), draw(200, odd=True)])

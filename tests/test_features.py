@@ -1,9 +1,10 @@
+import io
 import threading
 
 import numpy as np
 import pytest
 from conftest import draw
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from nnad import ImageError
 from nnad.backbones import FLIPS, Preprocessing, load_backbone
@@ -43,6 +44,29 @@ def test_images_are_taken_only_as_fast_as_they_are_embedded(backbone):
     extracted.close()
     assert taken <= 3 + 8
     assert not [t for t in threading.enumerate() if t.name.startswith("nnad")]
+
+
+def test_a_buffer_that_is_refilled_and_a_picture_that_is_shared(backbone):
+    buffer = np.empty_like(draw(0))
+
+    def camera():
+        for i in range(6):
+            buffer[:] = draw(i)
+            yield str(i), buffer
+
+    expected = [backbone.embed(Image.fromarray(draw(i))) for i in range(6)]
+    np.testing.assert_array_equal([f for _, f in extract(camera(), backbone)], expected)
+
+    file = io.BytesIO()
+    Image.fromarray(draw(1)).save(file, "PNG")
+    shared = [(str(i), Image.open(file)) for i in range(1)] * 8  # not decoded yet
+    np.testing.assert_array_equal([f for _, f in extract(shared, backbone)], [expected[1]] * 8)
+
+    frames = [Image.fromarray(draw(i)) for i in range(4)]
+    film = io.BytesIO()
+    frames[0].save(film, "PNG", save_all=True, append_images=frames[1:])
+    shown = ((str(i), f) for i, f in enumerate(ImageSequence.Iterator(Image.open(film))))
+    np.testing.assert_array_equal([f for _, f in extract(shown, backbone)], expected[:4])
 
 
 def test_an_error_of_the_iterator_reaches_the_caller(backbone):

@@ -64,9 +64,10 @@ def test_16_bit_keeps_what_convert_would_saturate():
 
 
 def test_a_12_bit_camera_in_a_16_bit_file_is_warned_about():
-    dark = (GREY.astype(np.uint16) * 16)[:40]
-    with pytest.warns(ImageWarning, match=r"^it: 16-bit image whose brightest value is \d+ of"):
-        pixels(encoded(Image.fromarray(dark)))
+    for dark in (GREY.astype(np.uint16) * 15, GREY.astype(np.uint16)):
+        for source in (encoded(Image.fromarray(dark)), dark, dark.astype(">u2")):
+            with pytest.warns(ImageWarning, match=r"^it: 16-bit image whose brightest value is"):
+                pixels(source)
 
 
 def test_exif_orientation_is_applied():
@@ -90,6 +91,9 @@ def test_alpha_is_composited_over_white():
     expected[:10] = 255
     for source in (rgba, Image.fromarray(rgba), encoded(Image.fromarray(rgba))):
         np.testing.assert_array_equal(pixels(source), expected)
+    colours = Image.fromarray(GREY // 128 * 200, "P")
+    colours.putpalette([v for i in range(256) for v in (i, i, i, 255 if i else 0)], "RGBA")
+    assert (pixels(colours)[GREY < 128] == 255).all()
     half = np.array([[[0, 0, 0, 128]]], np.uint8)
     assert pixels(half)[0, 0, 0] == 127
     palette = Image.fromarray(GREY // 128).convert("P")
@@ -185,7 +189,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
         with pytest.raises(ImageError, match=r"^it: more than [\d,]+ pixels"):
             read_image(bomb, "it")
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    for source in (PICTURE, encoded(Image.fromarray(PICTURE))):
+    for source in (PICTURE, encoded(Image.fromarray(PICTURE)), Image.fromarray(PICTURE)):
         with pytest.raises(ImageError, match="more than 100 pixels"):
             read_image(source, "it")
 
@@ -242,6 +246,37 @@ def test_arrays_can_be_stacked():
     assert len(list(find_images(np.zeros((5, 28, 28, 3), np.uint8)))) == 5
     assert len(list(find_images(np.zeros((28, 28, 3), np.uint8)))) == 1
     assert len(list(find_images(np.zeros((28, 28), np.uint8)))) == 1
+
+
+def test_photos_that_cannot_be_read_are_found_so_that_they_are_reported(tmp_path):
+    for name in ("a.heic", "b.NEF"):
+        (tmp_path / name).write_bytes(encoded(Image.fromarray(PICTURE), "TIFF"))
+    names = [name for name, _ in find_images(tmp_path)]
+    assert len(names) == 2
+    with pytest.raises(ImageError, match=r"b\.NEF: a camera's raw file; convert it"):
+        read_image(names[1])
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "2.png").write_bytes(b"x")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    names = [name.removeprefix(f"{tmp_path}/a/") for name, _ in find_images(tmp_path / "a")]
+    assert names == ["1.png", "link/2.png"]
+
+
+def test_a_name_that_is_too_long_is_one_bad_image():
+    ((name, source),) = find_images("x" * 5000)
+    with pytest.raises(ImageError, match="File name too long"):
+        read_image(source, name)
+
+
+def test_channels_first_or_a_stack():
+    with pytest.raises(InputError, match=r"shape \(3, 20, 20\) could be channels first"):
+        list(find_images(np.zeros((3, 20, 20), np.uint8)))
 
 
 def test_nothing_to_find(tmp_path):

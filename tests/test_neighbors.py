@@ -34,9 +34,11 @@ def test_by_hand():
     ),
     k=st.integers(1, 40),
     offset=st.sampled_from([0.0, 1000.0, 1e5]),
+    scale=st.sampled_from([1.0, 1e-38, 1e-25, 1e-19, 1e8]),
 )
-def test_equals_a_brute_force_in_float64(bank, k, offset):
-    bank = bank + np.float32(offset)  # far from the origin the float32 product is nearly useless
+def test_equals_a_brute_force_in_float64(bank, k, offset, scale):
+    # far from the origin, or with tiny or huge numbers, the float32 product is nearly useless
+    bank = (bank + np.float32(offset)) * np.float32(scale)
     k = min(k, len(bank) - 1)
     everyone = np.arange(len(bank))
     for exclude in (None, everyone):
@@ -107,6 +109,7 @@ def test_a_read_only_memory_map_is_searched_in_place(tmp_path):
         (np.zeros(3), r"shape \(3,\)"),
         (np.array([[0.0], [np.nan]]), "row 1"),
         (np.array([[0.0], [1e300]]), "row 1"),
+        (np.array([[0.0], [1e18]]), "row 1 holds a value that is not finite or is too large"),
         (np.array([["a"]]), "dtype"),
     ],
 )
@@ -125,6 +128,12 @@ def test_bad_queries():
         bank.nearest(np.zeros((1, 2)), 3, exclude=np.array([0]))
     with pytest.raises(InputError, match="exclude: shape"):
         bank.nearest(np.zeros((1, 2)), 1, exclude=np.array([0, 1]))
+
+
+def test_rows_that_do_not_exist_cannot_be_excluded():
+    for row in (-1, 3):
+        with pytest.raises(InputError, match=r"exclude: rows must lie in 0\.\.2"):
+            Bank(np.zeros((3, 2))).nearest(np.zeros((1, 2)), 1, exclude=np.array([row]))
 
 
 def test_no_queries():

@@ -67,6 +67,8 @@ def test_a_file_that_wants_to_run_something_runs_nothing(tmp_path):
         b"",
         b"PK\x03\x04 a zip file",
         legacy_file(["no dict"]),
+        b"\x80\x02K\x01K\x02a.",  # append to a number
+        b"\x80\x02K\x01(K\x02K\x03u.",  # set items of a number
         legacy_file({}, keys=("unknown",)),
         legacy_file({})[:-3],
         b"".join(pickle.dumps(p, protocol=2) for p in (7, 1001, {}, {}, [])),
@@ -101,7 +103,8 @@ def test_strides_and_offsets():
     [
         ((2, 2), (2, 1), 1, 4),
         ((2, 2), (-2, 1), 3, 4),
-        ((10**9,), (0,), -1, 4),
+        ((10**9,), (0,), 0, 4),
+        ((4,), (1,), 0, 2**62),
         ((4,), (1,), 0, 5),
         ((4,), (1,), 0, -1),
         ((4, 1), (1,), 0, 4),

@@ -20,6 +20,7 @@ from nnad.errors import BackboneError, InputError
 
 GEOMETRIES = ("crop", "letterbox")
 FLIPS = {"none": 1, "horizontal": 2, "both": 4}  # views of one image
+RESIZER = "Pillow, bicubic, antialiased"  # another decoder or resizer moves features
 _GREY = (127, 127, 127)  # what the network sees as zero
 
 
@@ -34,16 +35,15 @@ class Preprocessing:
             the whole image in its own proportions, grey beside it.
         flips: features are averaged over the image and its mirror images: `none`, `horizontal`
             (2 views) or `both` (4 views), for things that have no right way up.
-        interpolation, decoder: another resizer or decoder moves features, so both are named.
     """
 
     size: int
     geometry: str = "crop"
     flips: str = "none"
-    interpolation: str = "bicubic, antialiased"
-    decoder: str = "pillow"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or not 32 <= self.size <= 4096:
+            raise InputError(f"size={self.size!r}; expected 32 to 4096 pixels")
         if self.geometry not in GEOMETRIES:
             raise InputError(f"geometry={self.geometry!r}; choose one of {', '.join(GEOMETRIES)}")
         if self.flips not in FLIPS:
@@ -81,7 +81,7 @@ class Preprocessing:
             "letterbox": f"whole image within {self.size} x {self.size}, grey beside it",
         }
         views = "" if self.flips == "none" else f", mean over {FLIPS[self.flips]} flipped views"
-        return f"{way[self.geometry]}{views}; {self.decoder}, {self.interpolation}"
+        return f"{way[self.geometry]}{views}; {RESIZER}"
 
 
 class Backbone:
@@ -102,7 +102,7 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the network's bytes and the preprocessing, in hex."""
-        preprocessing = json.dumps(asdict(self.preprocessing), sort_keys=True)
+        preprocessing = json.dumps([asdict(self.preprocessing), RESIZER], sort_keys=True)
         return hashlib.sha256(preprocessing.encode() + b"\0" + self.onnx).hexdigest()
 
     def settings(self) -> dict[str, Any]:

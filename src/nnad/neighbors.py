@@ -18,6 +18,7 @@ from nnad.errors import InputError
 _SPARE = 8  # candidates beyond k that are measured exactly
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
+_LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
 _EXACT_ELEMENTS = 2_000_000  # float64 differences at a time: 16 MB
 
 
@@ -70,8 +71,11 @@ class Bank:
         most = len(self) - (exclude is not None)
         if not 1 <= k <= most:
             raise InputError(f"k={k}: the bank offers 1 to {most} neighbours")
-        if exclude is not None and np.shape(exclude) != (len(queries),):
-            raise InputError(f"exclude: shape {np.shape(exclude)}; expected ({len(queries)},)")
+        if exclude is not None:
+            if np.shape(exclude) != (len(queries),):
+                raise InputError(f"exclude: shape {np.shape(exclude)}; expected ({len(queries)},)")
+            if len(exclude) and not 0 <= np.min(exclude) <= np.max(exclude) < len(self):
+                raise InputError(f"exclude: rows must lie in 0..{len(self) - 1}")
 
         sq_dists = np.empty((len(queries), k))
         rows = np.empty((len(queries), k), dtype=np.int64)
@@ -98,6 +102,8 @@ class Bank:
         wanted = min(m + spare, len(self) - 1)
         if self._graph.shape[1] < wanted:
             self._graph = np.full((len(self), wanted), -1)
+        elif not self._graph.flags.writeable:  # it came out of a read-only file
+            self._graph = self._graph.copy()
         graph = self._graph
         if wanted == 0:
             return np.empty((len(rows), 0), dtype=np.int64)
@@ -174,8 +180,9 @@ class Bank:
         dim = self.features.shape[1]
         gamma = (dim + 8) * unit / (1 - (dim + 8) * unit)
         largest = self._sq_norms.max()
+        tiny = 4 * (dim + 8) * np.finfo(np.float32).tiny  # underflow of small products
         bound: NDArray[np.float64] = 2 * gamma * np.sqrt(q_sq_norms * largest) + 4 * unit * largest
-        return bound
+        return np.asarray(bound + tiny)
 
     def _sq_dists(
         self, queries: NDArray[np.float32], candidates: NDArray[np.int64]
@@ -221,8 +228,9 @@ def checked_features(
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
     for start in range(0, len(array), _BANK_ROWS):
-        finite = np.isfinite(array[start : start + _BANK_ROWS]).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
-            raise InputError(f"{name}: row {row} holds a value that is not finite")
+        largest = np.abs(array[start : start + _BANK_ROWS]).max(axis=1)
+        good = largest <= _LARGEST / np.sqrt(array.shape[1])  # false for NaN
+        if not good.all():
+            row = start + int(np.argmin(good))
+            raise InputError(f"{name}: row {row} holds a value that is not finite or is too large")
     return array

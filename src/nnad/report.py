@@ -73,11 +73,14 @@ def json_writer(path: str) -> Iterator[Any]:
 
 @contextmanager
 def _replacing(path: str) -> Iterator[IO[bytes]]:
-    target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{path}: not a place where a file can be written")
-    with replacing(target) as file:
+    _check_place(Path(path))
+    with replacing(Path(path)) as file:
         yield file
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path}: not a place where a file can be written")
 
 
 def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> None:
@@ -91,6 +94,7 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
     Raises:
         InputError: nothing to show, or the picture cannot be written there.
     """
+    kind = check_picture(path)
     scored = [r for r in results if r.score is not None]
     shown = sorted(scored, key=lambda r: -(r.score or 0))[:most]
     if not shown:
@@ -102,7 +106,22 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
     for i, result in enumerate(shown):
         corner = (i % columns * width + _MARGIN, i // columns * height + _MARGIN)
         _draw_pair(sheet, corner, result)
-    _save(sheet, path)
+    with _replacing(path) as file:
+        sheet.save(file, format=kind)
+
+
+def check_picture(path: str) -> str:
+    """The format that the extension of `path` stands for.
+
+    Raises:
+        InputError: no such format, or no folder to write in.
+    """
+    Image.init()
+    kind = Image.EXTENSION.get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise InputError(f"{path}: unknown kind of picture; use .png or .jpg")
+    _check_place(Path(path))
+    return str(kind)
 
 
 def _draw_pair(sheet: Image.Image, corner: tuple[int, int], result: Result) -> None:
@@ -117,7 +136,7 @@ def _draw_pair(sheet: Image.Image, corner: tuple[int, int], result: Result) -> N
         sheet.paste(_thumbnail(name), (left, y))
         draw.rectangle((left - 2, y - 2, left + _SIDE + 1, y + _SIDE + 1), outline=ink, width=2)
     verdict = "anomaly" if result.is_anomaly else "good"
-    left_lines = (f"{verdict}, p = {result.p_value:.3f}", _shorten(Path(result.name).name))
+    left_lines = (f"{verdict}, p = {result.p_value:.2g}", _shorten(Path(result.name).name))
     right_lines = ("nearest good image", _shorten(Path(nearest).name))
     for side, lines in enumerate((left_lines, right_lines)):
         left = x + side * (_SIDE + _MARGIN)
@@ -126,11 +145,12 @@ def _draw_pair(sheet: Image.Image, corner: tuple[int, int], result: Result) -> N
 
 
 def _thumbnail(name: str) -> Image.Image:
-    """The picture within a grey square; all grey if it is not a file that can be read now."""
+    """The picture within a grey square, which says so if it is no file that can be read now."""
     square = Image.new("RGB", (_SIDE, _SIDE), (225, 225, 225))
     try:
         image = read_image(name)
     except ImageError:
+        ImageDraw.Draw(square).text((50, 90), "file not found", _INK, ImageFont.load_default(14))
         return square
     image.thumbnail((_SIDE, _SIDE))
     square.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
@@ -139,12 +159,3 @@ def _thumbnail(name: str) -> Image.Image:
 
 def _shorten(name: str, length: int = 28) -> str:
     return name if len(name) <= length else f"{name[:12]}…{name[-(length - 13) :]}"
-
-
-def _save(image: Image.Image, path: str) -> None:
-    Image.init()
-    kind = Image.EXTENSION.get(Path(path).suffix.lower())
-    if kind not in Image.SAVE:
-        raise InputError(f"{path}: unknown kind of picture; use .png or .jpg")
-    with _replacing(path) as file:
-        image.save(file, format=kind)
