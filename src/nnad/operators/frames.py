@@ -36,7 +36,8 @@ _PIVOT = 1e-15  # a pivot below this part of its diagonal entry is rounding erro
 
 def _compiled(function: _Function) -> _Function:
     """Compile with numba; `contract` permits fused multiply-add, and nothing else is relaxed."""
-    compiled: _Function = numba.njit(cache=True, nogil=True, fastmath={"contract"})(function)
+    compiler: Any = numba.njit(cache=True, nogil=True, fastmath={"contract"})
+    compiled: _Function = compiler(function)
     return compiled
 
 

@@ -15,6 +15,7 @@ d' (covariance + ridge * vbar)^-1 d, so that a Cholesky factor takes the eigenve
 ridge -> infinity, p = 2 becomes k-NN: ridge * vbar * score -> mean squared distance / D.
 """
 
+import math
 import threading
 from dataclasses import dataclass
 from typing import Any, Self
@@ -137,7 +138,7 @@ class KNNN:
 
         Without frames, an eager operator computes them again when it is restored.
         """
-        state: dict[str, NDArray[Any]] = {"order": self.order, "vbar": np.float64(self.vbar)[None]}
+        state: dict[str, NDArray[Any]] = {"order": self.order, "vbar": np.array([self.vbar])}
         if with_frames and self.storage == "eager":
             state["frames"] = self._frames
         return state
@@ -149,7 +150,9 @@ class KNNN:
             InputError: the state does not fit the bank or the settings.
         """
         _check_rows(bank)
-        order = checked_order(state["order"], bank)
+        order = checked_order(state, bank)
+        if np.shape(state.get("vbar", 0)) != (1,):
+            raise InputError("state: no vbar")
         return self._set(bank, order, float(state["vbar"][0]), state.get("frames"))
 
     def _set(
@@ -167,7 +170,8 @@ class KNNN:
         size, sets = self._layout.shape
         self._by_factor = self.p == 2 and self.n_vectors in (None, size)
         n = self.n_vectors or size
-        self._frame_shape = (size * (size + 1) // 2 if self._by_factor else n * (1 + size), sets)
+        entries = size * (size + 1) // 2 if self._by_factor else n * (1 + size)
+        self._frame_shape: tuple[int, int] = (entries, int(sets))
         last = len(order) - (sets - 1) * size  # features in the last set
         self._n_terms = (sets - 1) * n + min(n, last)
 
@@ -325,12 +329,15 @@ class KNNN:
             return frames.unpacked(self._cache.frames, places), slots
 
     def _block_frames(self) -> int:
-        return max(1, _BLOCK_BYTES // (4 * self._frame_shape[0] * self._frame_shape[1]))
+        return max(1, _BLOCK_BYTES // (4 * math.prod(self._frame_shape)))
 
     def _cache_frames(self) -> int:
         """Frames in the lazy cache; at least those of one query."""
-        item = np.dtype(self.precision).itemsize * self._frame_shape[0] * self._frame_shape[1]
-        return min(len(self.bank), max(self.k_used, int(self.cache_mb * 1e6) // item))
+        entries, sets = self._frame_shape
+        affordable = int(self.cache_mb * 1e6) // (
+            np.dtype(self.precision).itemsize * entries * sets
+        )
+        return min(len(self.bank), max(self.k_used, affordable))
 
 
 class _FrameCache:
@@ -381,19 +388,20 @@ def search(
     return rows
 
 
-def without(near: NDArray[np.int32], left_out: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def without(near: NDArray[Any], left_out: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """(M, W) neighbours, nearest first -> the first `count` that are not left_out (M,)."""
     is_out = near == left_out[:, None]
     kept = np.argsort(is_out, axis=1, kind="stable")[:, :count]  # the one left out goes last
     return np.take_along_axis(near, kept, axis=1).astype(np.int64)
 
 
-def checked_order(order: NDArray[Any], bank: Bank) -> NDArray[np.int64]:
-    """A stored order (D,), or an `InputError` if it is not a permutation of the bank's features."""
+def checked_order(state: dict[str, NDArray[Any]], bank: Bank) -> NDArray[np.int64]:
+    """The stored order (D,), or an `InputError` if it is not a permutation of the features."""
     dim = bank.features.shape[1]
+    order = np.asarray(state.get("order"))
     if order.shape != (dim,) or not np.array_equal(np.sort(order), np.arange(dim)):
         raise InputError(f"state: order of shape {order.shape} is not one of {dim} features")
-    return order.astype(np.int64)
+    return np.asarray(order, dtype=np.int64)
 
 
 def check_count(name: str, value: object, least: int) -> None:

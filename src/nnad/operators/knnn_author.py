@@ -74,7 +74,7 @@ class AuthorKNNN:
         Raises:
             InputError: the state does not fit the bank.
         """
-        return self._set(bank, checked_order(state["order"], bank))
+        return self._set(bank, checked_order(state, bank))
 
     def _set(self, bank: Bank, order: NDArray[np.int64]) -> Self:
         if len(bank) < 2:
@@ -204,6 +204,6 @@ def author_order(features: NDArray[np.float32], set_size: int) -> NDArray[np.int
         in_set = place % set_size  # entries that the current set has
         previous = order[place - min(2, in_set or place) : place]
         closeness = abs_corr[previous][:, order[place:]].mean(axis=0)
-        pick = place + (np.argmax(closeness) if in_set else np.argmin(closeness))
-        order[[place, pick]] = order[[pick, place]]
+        pick = place + int(np.argmax(closeness) if in_set else np.argmin(closeness))
+        order[place], order[pick] = order[pick], order[place]
     return np.concatenate([order, np.flatnonzero(constant)])
