@@ -6,8 +6,12 @@ again as sum((q - x)^2) in float64, and a bound on the product's rounding error 
 outside them could belong among the k nearest. Where it could, the query is searched again among all
 rows that the bound admits. The result equals a float64 brute force, ties going to the lower row,
 and does not depend on how queries are batched or the bank is cut.
+
+The two steps beside the product are numpy functions (`NUMPY`); `nnad.operators.frames` has compiled
+ones, for those who import it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +30,41 @@ class Neighbors(NamedTuple):
 
     sq_dists: NDArray[np.float64]  # (Q, k) squared Euclidean distances
     rows: NDArray[np.int64]  # (Q, k)
+
+
+class Kernels(NamedTuple):
+    """What a search does beside the matrix product."""
+
+    # values (Q, n), count -> (Q, count) columns of the smallest values in each row, unordered
+    smallest: Callable[[NDArray[np.float32], int], NDArray[np.int64]]
+    # queries (Q, D), bank (N, D), candidates (Q, c) rows -> (Q, c) squared distances in float64
+    sq_dists: Callable[
+        [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]], NDArray[np.float64]
+    ]
+
+
+def _smallest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    if count >= values.shape[1]:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(values, count - 1, axis=1)[:, :count]
+
+
+def _sq_dists(
+    queries: NDArray[np.float32], bank: NDArray[np.float32], candidates: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    owner = np.repeat(np.arange(len(queries)), candidates.shape[1])
+    flat = candidates.ravel()
+    sq_dists = np.empty(len(flat))
+    step = max(1, _EXACT_ELEMENTS // bank.shape[1])
+    for i in range(0, len(flat), step):
+        part = slice(i, i + step)
+        difference = bank[flat[part]].astype(np.float64)  # (step, D)
+        difference -= queries[owner[part]]
+        sq_dists[part] = np.square(difference, out=difference).sum(axis=1)
+    return sq_dists.reshape(candidates.shape)
+
+
+NUMPY = Kernels(_smallest, _sq_dists)
 
 
 class Bank:
@@ -52,7 +91,12 @@ class Bank:
         return len(self.features)
 
     def nearest(
-        self, queries: NDArray[Any], k: int, *, exclude: NDArray[np.intp] | None = None
+        self,
+        queries: NDArray[Any],
+        k: int,
+        *,
+        exclude: NDArray[np.intp] | None = None,
+        kernels: Kernels = NUMPY,
     ) -> Neighbors:
         """The k nearest rows of each query.
 
@@ -61,6 +105,7 @@ class Bank:
             k: 1 <= k <= N, or N - 1 with `exclude`.
             exclude: (Q,) a bank row that each query must not find: itself, when the queries are
                 the bank. By row, not by distance, so that duplicates count.
+            kernels: numpy functions, or compiled ones that find the same neighbours.
 
         Raises:
             InputError: a shape or k does not fit.
@@ -77,11 +122,15 @@ class Bank:
         for start in range(0, len(queries), _QUERY_ROWS):
             block = slice(start, start + _QUERY_ROWS)
             excluded = None if exclude is None else np.asarray(exclude[block])
-            sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded)
+            sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded, kernels)
         return Neighbors(sq_dists, rows)
 
     def _nearest_block(
-        self, queries: NDArray[np.float32], k: int, exclude: NDArray[np.intp] | None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: NDArray[np.intp] | None,
+        kernels: Kernels,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         q_sq_norms = np.square(queries, dtype=np.float64).sum(1)  # (q,)
         wanted = min(k + _SPARE, len(self))
@@ -89,14 +138,14 @@ class Bank:
         candidates = np.empty((len(queries), 0), dtype=np.int64)
         for start in range(0, len(self), _BANK_ROWS):
             proxy = self._proxies(queries, start, exclude)  # (q, n)
-            best = _smallest(proxy, wanted)
+            best = kernels.smallest(proxy, wanted)
             proxies = np.hstack([proxies, np.take_along_axis(proxy, best, 1)])
             candidates = np.hstack([candidates, best + start])
-        best = _smallest(proxies, wanted)
+        best = kernels.smallest(proxies, wanted)
         proxies = np.take_along_axis(proxies, best, 1)  # (q, wanted)
         candidates = np.take_along_axis(candidates, best, 1)
 
-        sq_dists = self._sq_dists(queries, candidates)
+        sq_dists = kernels.sq_dists(queries, self.features, candidates)
         if exclude is not None:
             sq_dists[candidates == exclude[:, None]] = np.inf
         sq_dists, rows = _sorted(sq_dists, candidates, k)
@@ -109,11 +158,18 @@ class Bank:
         for i in np.flatnonzero(sq_dists[:, -1] >= floor - error):
             limit = sq_dists[i, -1] + error[i] - q_sq_norms[i]
             excluded = None if exclude is None else exclude[i : i + 1]
-            sq_dists[i], rows[i] = self._nearest_below(queries[i : i + 1], k, limit, excluded)
+            sq_dists[i], rows[i] = self._nearest_below(
+                queries[i : i + 1], k, limit, excluded, kernels
+            )
         return sq_dists, rows
 
     def _nearest_below(
-        self, query: NDArray[np.float32], k: int, limit: float, exclude: NDArray[np.intp] | None
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        limit: float,
+        exclude: NDArray[np.intp] | None,
+        kernels: Kernels,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Search one query (1, D) again among all rows whose proxy is at most `limit`."""
         found = []
@@ -121,7 +177,7 @@ class Bank:
             proxy = self._proxies(query, start, exclude)[0]
             found.append(np.flatnonzero(proxy <= limit) + start)
         candidates = np.concatenate(found)[None]  # (1, c)
-        sq_dists, rows = _sorted(self._sq_dists(query, candidates), candidates, k)
+        sq_dists, rows = _sorted(kernels.sq_dists(query, self.features, candidates), candidates, k)
         return sq_dists[0], rows[0]
 
     def _proxies(
@@ -145,29 +201,6 @@ class Bank:
         largest = self._sq_norms.max()
         bound: NDArray[np.float64] = 2 * gamma * np.sqrt(q_sq_norms * largest) + 4 * unit * largest
         return bound
-
-    def _sq_dists(
-        self, queries: NDArray[np.float32], candidates: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Squared distances in float64 of each query to its own candidates, (q, c)."""
-        dim = self.features.shape[1]
-        owner = np.repeat(np.arange(len(queries)), candidates.shape[1])
-        flat = candidates.ravel()
-        sq_dists = np.empty(len(flat))
-        step = max(1, _EXACT_ELEMENTS // dim)
-        for i in range(0, len(flat), step):
-            part = slice(i, i + step)
-            difference = self.features[flat[part]].astype(np.float64)  # (step, D)
-            difference -= queries[owner[part]]
-            sq_dists[part] = np.square(difference, out=difference).sum(axis=1)
-        return sq_dists.reshape(candidates.shape)
-
-
-def _smallest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Columns of the `count` smallest values in each row, unordered."""
-    if count >= values.shape[1]:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    return np.argpartition(values, count - 1, axis=1)[:, :count]
 
 
 def _sorted(

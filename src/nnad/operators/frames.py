@@ -24,6 +24,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.neighbors import Kernels
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -37,6 +39,13 @@ _PIVOT = 1e-15  # a pivot below this part of its diagonal entry is rounding erro
 def _compiled(function: _Function) -> _Function:
     """Compile with numba; `contract` permits fused multiply-add, and nothing else is relaxed."""
     compiler: Any = numba.njit(cache=True, nogil=True, fastmath={"contract"})
+    compiled: _Function = compiler(function)
+    return compiled
+
+
+def _summing(function: _Function) -> _Function:
+    """Compile as above, and let sums be taken in any order."""
+    compiler: Any = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
     compiled: _Function = compiler(function)
     return compiled
 
@@ -175,29 +184,30 @@ def factor_frames(
         out: (M, L (L + 1) / 2, S).
     """
     size, sets = layout.shape
-    centred = np.zeros((members.shape[1], size, _BLOCK))
-    cov = np.zeros((size * (size + 1) // 2, _BLOCK))
-    inverse = np.zeros(_BLOCK)
-    diagonal = np.zeros((size, _BLOCK))
+    block = min(_BLOCK, sets)
+    centred = np.zeros((members.shape[1], size, block))
+    cov = np.zeros((size * (size + 1) // 2, block))
+    inverse = np.zeros(block)
+    diagonal = np.zeros((size, block))
     for frame in range(start, stop):
-        for first in range(0, sets, _BLOCK):
-            width = min(_BLOCK, sets - first)
+        for first in range(0, sets, block):
+            width = min(block, sets - first)
             _covariances(features, members[frame], layout, first, centred, cov)
             for i in range(size):
                 diagonal[i] = cov[i * (i + 3) // 2]
             for j in range(size):
                 pivot = cov[j * (j + 3) // 2]
-                for s in range(_BLOCK):
+                for s in range(block):
                     kept = pivot[s] > _PIVOT * diagonal[j, s]
                     pivot[s] = np.sqrt(pivot[s]) if kept else 0.0
                     inverse[s] = 1.0 / pivot[s] if kept else 0.0
                 for i in range(j + 1, size):
                     entry = cov[i * (i + 1) // 2 + j]
-                    for s in range(_BLOCK):
+                    for s in range(block):
                         entry[s] *= inverse[s]
                     for m in range(j + 1, i + 1):
                         rest, other = cov[i * (i + 1) // 2 + m], cov[m * (m + 1) // 2 + j]
-                        for s in range(_BLOCK):
+                        for s in range(block):
                             rest[s] -= entry[s] * other[s]
             scale = 1.0 / np.sqrt(unit)
             for t in range(len(cov)):
@@ -279,17 +289,18 @@ def eigen_frames(
     """
     size, sets = layout.shape
     n = out.shape[1] // (1 + size)
-    centred = np.zeros((members.shape[1], size, _BLOCK))
-    cov = np.zeros((size * (size + 1) // 2, _BLOCK))
-    vectors = np.zeros((size, size, _BLOCK))
-    off = np.zeros((2, _BLOCK))
+    block = min(_BLOCK, sets)
+    centred = np.zeros((members.shape[1], size, block))
+    cov = np.zeros((size * (size + 1) // 2, block))
+    vectors = np.zeros((size, size, block))
+    off = np.zeros((2, block))
     values = np.zeros(size)
     for frame in range(start, stop):
         out[frame] = 0
-        for first in range(0, sets, _BLOCK):
+        for first in range(0, sets, block):
             _covariances(features, members[frame], layout, first, centred, cov)
             _jacobi(cov, vectors, off)
-            for s in range(min(_BLOCK, sets - first)):
+            for s in range(min(block, sets - first)):
                 for i in range(size):
                     real = layout[i, first + s] >= 0
                     values[i] = cov[i * (i + 3) // 2, s] if real else np.inf
@@ -444,7 +455,8 @@ def pair_parts(
     size, sets = layout.shape
     n_entries = size * (size + 1) // 2
     diff = np.zeros((size, sets))
-    gram, work = np.zeros((n_entries, _BLOCK)), np.zeros((n_entries + size + 1, _BLOCK))
+    block = min(_BLOCK, sets)
+    gram, work = np.zeros((n_entries, block)), np.zeros((n_entries + size + 1, block))
     projection, parts = np.zeros(sets), np.zeros((len(ridges), sets))
     for q in range(start, stop):
         for k in range(rows.shape[1]):
@@ -497,3 +509,70 @@ def unpacked(stored: NDArray[Any], picked: Ints) -> NDArray[np.float32]:
     args = (stored.view(np.uint16), picked, out.view(np.uint32), out)
     in_threads(decode_halves, len(picked), *args)
     return out
+
+
+@_compiled
+def _smallest(
+    start: int, stop: int, values: NDArray[np.float32], picked: Ints, heap: NDArray[np.float32]
+) -> None:
+    """Columns of the smallest values of each row, by a heap whose root is the largest kept."""
+    count = picked.shape[1]
+    for row in range(start, stop):
+        kept, columns = heap[row], picked[row]
+        for column in range(values.shape[1]):
+            value = values[row, column]
+            if column < count:  # the heap grows: up from its end
+                node = column
+                while node > 0 and kept[(node - 1) // 2] < value:
+                    kept[node], columns[node] = kept[(node - 1) // 2], columns[(node - 1) // 2]
+                    node = (node - 1) // 2
+            elif value < kept[0]:  # the root goes: down from there
+                node = 0
+                while 2 * node + 1 < count:
+                    child = 2 * node + 1
+                    if child + 1 < count and kept[child + 1] > kept[child]:
+                        child += 1
+                    if kept[child] <= value:
+                        break
+                    kept[node], columns[node] = kept[child], columns[child]
+                    node = child
+            else:
+                continue
+            kept[node], columns[node] = value, column
+
+
+@_summing
+def _sq_dists(
+    start: int,
+    stop: int,
+    queries: NDArray[np.float32],
+    bank: NDArray[np.float32],
+    candidates: Ints,
+    out: Floats,
+) -> None:
+    """Squared distances in float64 of each query to its own candidates."""
+    for q in range(start, stop):
+        for c in range(candidates.shape[1]):
+            query, row = queries[q], bank[candidates[q, c]]
+            total = 0.0
+            for d in range(len(row)):
+                difference = np.float64(query[d]) - np.float64(row[d])
+                total += difference * difference
+            out[q, c] = total
+
+
+def _smallest_in_threads(values: NDArray[np.float32], count: int) -> Ints:
+    picked = np.empty((len(values), min(count, values.shape[1])), dtype=np.int64)
+    in_threads(_smallest, len(values), values, picked, np.empty(picked.shape, dtype=np.float32))
+    return picked
+
+
+def _sq_dists_in_threads(
+    queries: NDArray[np.float32], bank: NDArray[np.float32], candidates: Ints
+) -> Floats:
+    out = np.empty(candidates.shape)
+    in_threads(_sq_dists, len(queries), queries, bank, np.ascontiguousarray(candidates), out)
+    return out
+
+
+COMPILED = Kernels(_smallest_in_threads, _sq_dists_in_threads)

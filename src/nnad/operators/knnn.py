@@ -207,7 +207,7 @@ class KNNN:
         """
         ridges = _check_ridges("ridges", ridges)
         queries = self._checked(queries)
-        rows = search(self.bank, queries, self.k_used)
+        rows = self._search(queries, self.k_used)
         scores = np.empty((len(queries), len(ridges)))
         step = min(self._block_frames(), self._cache_frames()) // self.k_used
         for block in _blocks(len(queries), max(1, step)):
@@ -253,13 +253,21 @@ class KNNN:
             InputError: the query's shape does not fit.
         """
         queries = self._checked(np.asarray(query)[None])
-        rows = search(self.bank, queries, self.k_used)
+        rows = self._search(queries, self.k_used)
         found, slots = self._frames_of(rows)
         ridges = np.array([self.ridge])
         totals, parts = self._totals(queries, rows, slots, found, ridges, by_set=True)
         score = float(self._reduced(totals)[0, 0])
         sets = tuple(column[column >= 0] for column in self._layout.T)
         return Explanation(score, rows[0], sets, parts[0] * self._weight(self.k_used))
+
+    def _search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: NDArray[np.intp] | None = None,
+    ) -> NDArray[np.int64]:
+        return self.bank.nearest(queries, k, exclude=exclude, kernels=frames.COMPILED).rows
 
     def _checked(self, queries: NDArray[Any]) -> NDArray[np.float32]:
         return checked_features(queries, "queries", dim=self.bank.features.shape[1])
@@ -299,7 +307,7 @@ class KNNN:
             unknown = np.unique(rows[self._near[rows, 0] < 0])
             if len(unknown):
                 width = self._near.shape[1]
-                self._near[unknown] = search(self.bank, self.bank.features[unknown], width, unknown)
+                self._near[unknown] = self._search(self.bank.features[unknown], width, unknown)
             return self._near[rows]
 
     def _members(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -372,20 +380,6 @@ def paper() -> KNNN:
     eigenvalues. 1e-10 vbar is added to each eigenvalue, only to keep a division by 0 away.
     """
     return KNNN(3, 25, set_size=5, p=1, ridge=1e-10, n_vectors=4, reduction="sum")
-
-
-def search(
-    bank: Bank, queries: NDArray[np.float32], k: int, exclude: NDArray[np.intp] | None = None
-) -> NDArray[np.int64]:
-    """Bank.nearest(...).rows, (Q, k), searched on all cores."""
-    rows = np.empty((len(queries), k), dtype=np.int64)
-
-    def part(start: int, stop: int) -> None:
-        excluded = None if exclude is None else exclude[start:stop]
-        rows[start:stop] = bank.nearest(queries[start:stop], k, exclude=excluded).rows
-
-    frames.in_threads(part, len(queries))
-    return rows
 
 
 def without(near: NDArray[Any], left_out: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nnad.errors import InputError
 from nnad.neighbors import Bank, checked_features
 from nnad.operators import frames
-from nnad.operators.knnn import Explanation, check_count, checked_order, search, without
+from nnad.operators.knnn import Explanation, check_count, checked_order, without
 from nnad.transforms import l2
 
 _PAIRS = 128  # query-neighbour pairs at a time: 8 MB of frames with D = 1,280
@@ -88,13 +88,13 @@ class AuthorKNNN:
         self._layout = frames.set_layout(order, self.set_size)  # (L, S)
         self._sizes = (self._layout >= 0).sum(axis=0)  # (S,)
         width = min(max(self.k, self.k_prime) + 1, len(bank))
-        self._near = search(self._directions, self._directions.features, width)  # (N, width)
+        self._near = self._search(self._directions.features, width)  # (N, width)
         return self
 
     def score(self, queries: NDArray[Any]) -> NDArray[np.float64]:
         """(Q, D) -> (Q,), higher is more anomalous."""
         queries = checked_features(queries, "queries", dim=self.bank.features.shape[1])
-        rows = search(self._directions, l2(queries), min(self.k, len(self.bank)))
+        rows = self._search(l2(queries), min(self.k, len(self.bank)))
         members = self._near[:, : min(self.k_prime, len(self.bank))]
         scores = np.empty(len(queries))
         step = max(1, _PAIRS // rows.shape[1])
@@ -136,7 +136,7 @@ class AuthorKNNN:
         queries = checked_features(
             np.asarray(query)[None], "queries", dim=self.bank.features.shape[1]
         )
-        rows = search(self._directions, l2(queries), min(self.k, len(self.bank)))
+        rows = self._search(l2(queries), min(self.k, len(self.bank)))
         members = self._near[rows][:, :, : min(self.k_prime, len(self.bank))]
         parts = self._parts(queries, rows, members)[0] / rows.shape[1]
         score = float(self.score(queries)[0])
@@ -148,6 +148,10 @@ class AuthorKNNN:
             parts[0, np.flatnonzero((self._layout == constant[0]).any(axis=0))[0]] = score
         sets = tuple(column[column >= 0] for column in self._layout.T)
         return Explanation(score, rows[0], sets, parts)
+
+    def _search(self, directions: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Rows of the k nearest by cosine, which is Euclidean among vectors of length 1."""
+        return self._directions.nearest(directions, k, kernels=frames.COMPILED).rows
 
     def _changed(self, queries: NDArray[np.float32]) -> NDArray[np.bool_]:
         """(Q, D) -> (Q,): whether a feature differs that is constant in the bank."""
