@@ -7,6 +7,9 @@ imports nor numba's compiler are timed: the compiled code is cached after the fi
 fits the bank and scores the queries `repeats` times; the systems take turns. Medians are kept, and
 ratios are medians of the ratios within a turn, so that a busy machine slows both sides.
 
+CPU seconds of all threads are told as well, and the load average, which on two idle cores would be
+2 at most: with other work on the machine, two threads gain nothing over the one of the author.
+
 Memory is the peak resident size of the process above its size before `fit`, when the features
 (float32), the queries and all imports are there already. The author's class copies the features to
 float64; that copy is its own.
@@ -37,6 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "operators.csv"
 SYSTEMS = ["knnn-0.1.0", "nnad-eager-float16", "nnad-eager-float32", "nnad-lazy", "nnad-author"]
 COLUMNS = [
     *("benchmark", "system", "rows", "queries", "dim", "fit_s", "score_s", "score_again_s"),
+    *("fit_cpu_s", "score_cpu_s", "load"),
     *("peak_mb", "fit_faster", "score_faster", "total_faster", "peak_fraction", "max_rel_diff"),
     *("repeats", "command", "commit", "machine", "date"),
 ]
@@ -77,11 +81,11 @@ def measure(system: str, folder: Path) -> dict[str, float]:
     bank, queries = np.load(folder / "bank.npy"), np.load(folder / "queries.npy")
     bank[:] @ queries[0]  # touched, and BLAS started
     before = resident_mb()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     score = operator(system, bank)
-    fitted = time.perf_counter()
+    fitted, fitted_cpu = time.perf_counter(), time.process_time()
     scores = score(queries)
-    scored = time.perf_counter()
+    scored, scored_cpu = time.perf_counter(), time.process_time()
     score(queries)
     again = time.perf_counter()
     np.save(folder / f"{system}.npy", scores)
@@ -89,6 +93,9 @@ def measure(system: str, folder: Path) -> dict[str, float]:
         "fit_s": fitted - start,
         "score_s": scored - fitted,
         "score_again_s": again - scored,
+        "fit_cpu_s": fitted_cpu - start_cpu,
+        "score_cpu_s": scored_cpu - fitted_cpu,
+        "load": os.getloadavg()[0],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
     }
 
@@ -144,7 +151,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 "rows": args.rows,
                 "queries": args.queries,
                 "dim": args.dim,
-                **{key: median(key) for key in ("fit_s", "score_s", "score_again_s", "peak_mb")},
+                **{key: median(key) for key in turns[0][system]},
                 "fit_faster": faster("fit_s"),
                 "score_faster": faster("score_s"),
                 "total_faster": faster("fit_s", "score_s"),
@@ -190,7 +197,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        print(", ".join(f"{key} {row[key]}" for key in COLUMNS[1:14] if row[key] != ""))
+        print(", ".join(f"{key} {row[key]}" for key in COLUMNS[1:17] if row[key] != ""))
 
 
 if __name__ == "__main__":

@@ -331,6 +331,7 @@ def _factor_parts(
     diff: Floats,
     frame: NDArray[np.float32],
     ridges: Floats,
+    factor: Floats,
     gram: Floats,
     work: Floats,
     parts: Floats,
@@ -343,48 +344,51 @@ def _factor_parts(
         diff: (L, S).
         frame: (L (L + 1) / 2, S), C.
         ridges: (R,).
-        gram, work: (L (L + 1) / 2, B) and (L (L + 1) / 2 + L + 1, B) work spaces.
+        factor, gram, work: work spaces of L (L + 1) / 2 rows, `work` of L + 2 more; (., B).
         parts: (R, S) result.
     """
     size, sets = diff.shape
     n_entries, block = gram.shape
-    inverse = work[n_entries + size]
+    inverse, ratio = n_entries + size, n_entries + size + 1  # rows of `work`, after d
     for first in range(0, sets, block):
         width = min(block, sets - first)
+        for t in range(n_entries):
+            for s in range(width):
+                factor[t, s] = frame[t, first + s]
         for i in range(size):
             for j in range(i + 1):
-                entry = gram[i * (i + 1) // 2 + j]
-                entry[:] = 0
-                for m in range(j + 1):
-                    x, y = frame[i * (i + 1) // 2 + m], frame[j * (j + 1) // 2 + m]
+                row, column = i * (i + 1) // 2, j * (j + 1) // 2
+                for s in range(width):
+                    gram[row + j, s] = factor[row, s] * factor[column, s]
+                for m in range(1, j + 1):
                     for s in range(width):
-                        entry[s] += np.float64(x[first + s]) * np.float64(y[first + s])
+                        gram[row + j, s] += factor[row + m, s] * factor[column + m, s]
         for r in range(len(ridges)):
-            part = parts[r]
             for t in range(n_entries):
-                entry, start = work[t], gram[t]
                 for s in range(width):
-                    entry[s] = start[s]
+                    work[t, s] = gram[t, s]
             for i in range(size):
-                entry, d, start = work[i * (i + 3) // 2], work[n_entries + i], diff[i]
                 for s in range(width):
-                    entry[s] += ridges[r]
-                    d[s] = start[first + s]
+                    work[i * (i + 3) // 2, s] += ridges[r]
+                    work[n_entries + i, s] = diff[i, first + s]
             for s in range(width):
-                part[first + s] = 0.0
+                parts[r, first + s] = 0
             for j in range(size):
-                pivot, dj = work[j * (j + 3) // 2], work[n_entries + j]
+                pivot, dj = j * (j + 3) // 2, n_entries + j
                 for s in range(width):
-                    inverse[s] = 1.0 / pivot[s]
-                    part[first + s] += dj[s] * dj[s] * inverse[s]
+                    work[inverse, s] = 1 / work[pivot, s]
+                for s in range(width):
+                    parts[r, first + s] += work[dj, s] * work[dj, s] * work[inverse, s]
                 for i in range(size - 1, j, -1):
-                    column, d = work[i * (i + 1) // 2 + j], work[n_entries + i]
+                    below, di = i * (i + 1) // 2 + j, n_entries + i
                     for s in range(width):
-                        d[s] -= column[s] * inverse[s] * dj[s]
+                        work[ratio, s] = work[below, s] * work[inverse, s]
+                    for s in range(width):
+                        work[di, s] -= work[ratio, s] * work[dj, s]
                     for m in range(j + 1, i + 1):
-                        entry, other = work[i * (i + 1) // 2 + m], work[m * (m + 1) // 2 + j]
+                        entry, other = i * (i + 1) // 2 + m, m * (m + 1) // 2 + j
                         for s in range(width):
-                            entry[s] -= column[s] * inverse[s] * other[s]
+                            work[entry, s] -= work[ratio, s] * work[other, s]
 
 
 @_compiled
@@ -456,14 +460,15 @@ def pair_parts(
     n_entries = size * (size + 1) // 2
     diff = np.zeros((size, sets))
     block = min(_BLOCK, sets)
-    gram, work = np.zeros((n_entries, block)), np.zeros((n_entries + size + 1, block))
+    factor, gram = np.zeros((n_entries, block)), np.zeros((n_entries, block))
+    work = np.zeros((n_entries + size + 2, block))
     projection, parts = np.zeros(sets), np.zeros((len(ridges), sets))
     for q in range(start, stop):
         for k in range(rows.shape[1]):
             _differences(queries[q], features[rows[q, k]], layout, diff)
             frame = frames[slots[q, k]]
             if p == 0:
-                _factor_parts(diff, frame, ridges, gram, work, parts)
+                _factor_parts(diff, frame, ridges, factor, gram, work, parts)
             else:
                 _eigen_parts(diff, frame, ridges, p, projection, parts)
             for r in range(len(ridges)):
