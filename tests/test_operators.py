@@ -153,10 +153,11 @@ def test_neighborhoods():
     bank = Bank(np.array([[0.0], [1], [3], [7]]))
     rows = np.array([0, 3, 0])
     assert bank.neighborhoods(rows, 2).tolist() == [[1, 2], [2, 1], [1, 2]]
-    absent = np.array([1, -1, 3])
-    assert bank.neighborhoods(rows, 2, absent).tolist() == [[2, 3], [2, 1], [1, 2]]
+    absent = np.array([1, 0, 3])
+    assert bank.neighborhoods(rows, 2, absent=absent).tolist() == [[2, 3], [2, 1], [1, 2]]
+    assert bank.neighborhoods(rows, 1, absent=absent).tolist() == [[2], [2], [1]]
     assert bank.neighborhoods(rows, 9).tolist() == [[1, 2, 3], [2, 1, 0], [1, 2, 3]]
-    assert bank.neighborhoods(rows, 9, absent).tolist() == [[2, 3], [2, 1], [1, 2]]
+    assert bank.neighborhoods(rows, 9, absent=absent).tolist() == [[2, 3], [2, 1], [1, 2]]
     assert Bank(np.ones((1, 1))).neighborhoods(np.array([0]), 3).shape == (1, 0)
 
 

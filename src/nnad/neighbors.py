@@ -6,8 +6,12 @@ again as sum((q - x)^2) in float64, and a bound on the product's rounding error 
 outside them could belong among the k nearest. Where it could, the query is searched again among all
 rows that the bound admits. The result equals a float64 brute force, ties going to the lower row,
 and does not depend on how queries are batched or the bank is cut.
+
+The two steps beside the product are numpy functions (`NUMPY`); `nnad.operators.frames` has compiled
+ones, for those who import it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +23,7 @@ _SPARE = 8  # candidates beyond k that are measured exactly
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
-_EXACT_ELEMENTS = 2_000_000  # float64 differences at a time: 16 MB
+_EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
 
 
 class Neighbors(NamedTuple):
@@ -27,6 +31,41 @@ class Neighbors(NamedTuple):
 
     sq_dists: NDArray[np.float64]  # (Q, k) squared Euclidean distances
     rows: NDArray[np.int64]  # (Q, k)
+
+
+class Kernels(NamedTuple):
+    """What a search does beside the matrix product."""
+
+    # values (Q, n), count -> (Q, count) columns of the smallest values in each row, unordered
+    smallest: Callable[[NDArray[np.float32], int], NDArray[np.int64]]
+    # queries (Q, D), bank (N, D), candidates (Q, c) rows -> (Q, c) squared distances in float64
+    sq_dists: Callable[
+        [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]], NDArray[np.float64]
+    ]
+
+
+def _smallest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    if count >= values.shape[1]:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(values, count - 1, axis=1)[:, :count]
+
+
+def _sq_dists(
+    queries: NDArray[np.float32], bank: NDArray[np.float32], candidates: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    owner = np.repeat(np.arange(len(queries)), candidates.shape[1])
+    flat = candidates.ravel()
+    sq_dists = np.empty(len(flat))
+    step = max(1, _EXACT_ELEMENTS // bank.shape[1])
+    for i in range(0, len(flat), step):
+        part = slice(i, i + step)
+        difference = bank[flat[part]].astype(np.float64)  # (step, D)
+        difference -= queries[owner[part]]
+        sq_dists[part] = np.square(difference, out=difference).sum(axis=1)
+    return sq_dists.reshape(candidates.shape)
+
+
+NUMPY = Kernels(_smallest, _sq_dists)
 
 
 class Bank:
@@ -54,7 +93,12 @@ class Bank:
         return len(self.features)
 
     def nearest(
-        self, queries: NDArray[Any], k: int, *, exclude: NDArray[np.intp] | None = None
+        self,
+        queries: NDArray[Any],
+        k: int,
+        *,
+        exclude: NDArray[np.intp] | None = None,
+        kernels: Kernels = NUMPY,
     ) -> Neighbors:
         """The k nearest rows of each query.
 
@@ -63,6 +107,7 @@ class Bank:
             k: 1 <= k <= N, or N - 1 with `exclude`.
             exclude: (Q,) a bank row that each query must not find: itself, when the queries are
                 the bank. By row, not by distance, so that duplicates count.
+            kernels: numpy functions, or compiled ones that find the same neighbours.
 
         Raises:
             InputError: a shape or k does not fit.
@@ -82,43 +127,56 @@ class Bank:
         for start in range(0, len(queries), _QUERY_ROWS):
             block = slice(start, start + _QUERY_ROWS)
             excluded = None if exclude is None else np.asarray(exclude[block])
-            sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded)
+            sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded, kernels)
         return Neighbors(sq_dists, rows)
 
     def neighborhoods(
-        self, rows: NDArray[np.int64], m: int, absent: NDArray[np.int64] | None = None
+        self,
+        rows: NDArray[np.int64],
+        m: int,
+        *,
+        absent: NDArray[np.int64] | None = None,
+        kernels: Kernels = NUMPY,
     ) -> NDArray[np.int64]:
         """The m nearest other rows of the given bank rows, searched once and remembered.
 
         Args:
             rows: (R,) bank rows.
             m: neighbours; fewer if the bank has not that many.
-            absent: (R,) a row that must not be among the neighbours of each, or -1.
+            absent: (R,) a row that must not be among the neighbours of each; the next one takes
+                its place.
+            kernels: as in `nearest`.
 
         Returns:
             (R, m) rows, nearest first.
         """
-        spare = absent is not None and bool((absent >= 0).any())
-        wanted = min(m + spare, len(self) - 1)
-        if self._graph.shape[1] < wanted:
-            self._graph = np.full((len(self), wanted), -1)
+        width = min(m + 1, len(self) - 1)  # one to spare, for the absent
+        if self._graph.shape[1] < width:
+            self._graph = np.full((len(self), width), -1)
         elif not self._graph.flags.writeable:  # it came out of a read-only file
             self._graph = self._graph.copy()
         graph = self._graph
-        if wanted == 0:
+        if width == 0:
             return np.empty((len(rows), 0), dtype=np.int64)
-        missing = np.unique(rows[graph[rows, 0] < 0])
-        graph[missing] = self.nearest(self.features[missing], graph.shape[1], exclude=missing).rows
-        found = graph[rows, :wanted]  # (R, wanted)
-        if not spare:
-            return found
-        keep = found != np.asarray(absent)[:, None]
-        keep[keep.all(axis=1), -1] = False  # nobody was absent: the farthest is the spare one
-        kept: NDArray[np.int64] = found[keep].reshape(len(rows), wanted - 1)
-        return kept
+        unknown = np.unique(rows[graph[rows, 0] < 0])
+        if len(unknown):
+            points = self.features[unknown]
+            found = self.nearest(points, graph.shape[1], exclude=unknown, kernels=kernels)
+            graph[unknown] = found.rows
+        around = graph[rows]  # (R, width or more)
+        if absent is None:
+            return np.asarray(around[:, :m])
+        is_absent = around == absent[:, None]
+        kept = np.argsort(is_absent, axis=1, kind="stable")  # the absent goes last
+        most = min(m, len(self) - 2)
+        return np.take_along_axis(around, kept[:, :most], axis=1)
 
     def _nearest_block(
-        self, queries: NDArray[np.float32], k: int, exclude: NDArray[np.intp] | None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: NDArray[np.intp] | None,
+        kernels: Kernels,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         q_sq_norms = np.square(queries, dtype=np.float64).sum(1)  # (q,)
         wanted = min(k + _SPARE, len(self))
@@ -126,14 +184,14 @@ class Bank:
         candidates = np.empty((len(queries), 0), dtype=np.int64)
         for start in range(0, len(self), _BANK_ROWS):
             proxy = self._proxies(queries, start, exclude)  # (q, n)
-            best = _smallest(proxy, wanted)
+            best = kernels.smallest(proxy, wanted)
             proxies = np.hstack([proxies, np.take_along_axis(proxy, best, 1)])
             candidates = np.hstack([candidates, best + start])
-        best = _smallest(proxies, wanted)
+        best = kernels.smallest(proxies, wanted)
         proxies = np.take_along_axis(proxies, best, 1)  # (q, wanted)
         candidates = np.take_along_axis(candidates, best, 1)
 
-        sq_dists = self._sq_dists(queries, candidates)
+        sq_dists = kernels.sq_dists(queries, self.features, candidates)
         if exclude is not None:
             sq_dists[candidates == exclude[:, None]] = np.inf
         sq_dists, rows = _sorted(sq_dists, candidates, k)
@@ -146,11 +204,18 @@ class Bank:
         for i in np.flatnonzero(sq_dists[:, -1] >= floor - error):
             limit = sq_dists[i, -1] + error[i] - q_sq_norms[i]
             excluded = None if exclude is None else exclude[i : i + 1]
-            sq_dists[i], rows[i] = self._nearest_below(queries[i : i + 1], k, limit, excluded)
+            sq_dists[i], rows[i] = self._nearest_below(
+                queries[i : i + 1], k, limit, excluded, kernels
+            )
         return sq_dists, rows
 
     def _nearest_below(
-        self, query: NDArray[np.float32], k: int, limit: float, exclude: NDArray[np.intp] | None
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        limit: float,
+        exclude: NDArray[np.intp] | None,
+        kernels: Kernels,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Search one query (1, D) again among all rows whose proxy is at most `limit`."""
         found = []
@@ -158,7 +223,7 @@ class Bank:
             proxy = self._proxies(query, start, exclude)[0]
             found.append(np.flatnonzero(proxy <= limit) + start)
         candidates = np.concatenate(found)[None]  # (1, c)
-        sq_dists, rows = _sorted(self._sq_dists(query, candidates), candidates, k)
+        sq_dists, rows = _sorted(kernels.sq_dists(query, self.features, candidates), candidates, k)
         return sq_dists[0], rows[0]
 
     def _proxies(
@@ -183,29 +248,6 @@ class Bank:
         tiny = 4 * (dim + 8) * np.finfo(np.float32).tiny  # underflow of small products
         bound: NDArray[np.float64] = 2 * gamma * np.sqrt(q_sq_norms * largest) + 4 * unit * largest
         return np.asarray(bound + tiny)
-
-    def _sq_dists(
-        self, queries: NDArray[np.float32], candidates: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Squared distances in float64 of each query to its own candidates, (q, c)."""
-        dim = self.features.shape[1]
-        owner = np.repeat(np.arange(len(queries)), candidates.shape[1])
-        flat = candidates.ravel()
-        sq_dists = np.empty(len(flat))
-        step = max(1, _EXACT_ELEMENTS // dim)
-        for i in range(0, len(flat), step):
-            part = slice(i, i + step)
-            difference = self.features[flat[part]].astype(np.float64)  # (step, D)
-            difference -= queries[owner[part]]
-            sq_dists[part] = np.square(difference, out=difference).sum(axis=1)
-        return sq_dists.reshape(candidates.shape)
-
-
-def _smallest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Columns of the `count` smallest values in each row, unordered."""
-    if count >= values.shape[1]:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    return np.argpartition(values, count - 1, axis=1)[:, :count]
 
 
 def _sorted(

@@ -3,7 +3,7 @@
 | preset        | transform | operator                                                             |
 |---------------|-----------|----------------------------------------------------------------------|
 | `dn2`         | raw       | k-NN, k = 2, mean of squared distances (DN2, Eq. 2), geometry `crop` |
-| `knnn-paper`  | raw       | k-NNN as printed in its Eq. 2                                        |
+| `knnn-paper`  | raw       | k-NNN, Eq. 2 as printed: a plain sum with p = 1                      |
 | `knnn-author` | raw       | equal to the author's package knnn 0.1.0 with p = 2                  |
 """
 
@@ -21,6 +21,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "set_size": 5,
         "p": 1,
         "reduction": "sum",
+        # The paper wants n < L eigenvectors and names no n: here 4, those of the smallest
+        # eigenvalues. The ridge only keeps a division by 0 away.
+        "n_vectors": 4,
         "ridge": 1e-10,
     },
     "knnn-author": {"operator": "knnn-author"},

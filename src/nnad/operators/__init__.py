@@ -26,7 +26,7 @@ _HOME = {
     "global": ("global_", "Global"),
     "local": ("local", "Local"),
     "knnn": ("knnn", "KNNN"),
-    "knnn-author": ("knnn_author", "KNNNAuthor"),
+    "knnn-author": ("knnn_author", "AuthorKNNN"),
     "affine-hull": ("affine_hull", "AffineHull"),
     "kmeans": ("kmeans", "KMeans"),
     "tree": ("kmeans_tree", "TreeKNN"),

@@ -43,8 +43,7 @@ class AffineHull:
         k = clipped(self.k, self.bank)
         if found is None:
             found = self.bank.nearest(queries, k)
-        nobody = np.full(len(queries), -1)
-        return self._distances(queries, found.rows[:, :k], nobody)
+        return self._distances(queries, found.rows[:, :k], None)
 
     def left_out_scores(self) -> Scores:
         """(N,) the score of each bank row against hulls that it has no part in, exactly."""
@@ -54,14 +53,15 @@ class AffineHull:
         return self._distances(self.bank.features, found.rows, everyone)
 
     def _distances(
-        self, queries: NDArray[Any], rows: NDArray[np.int64], absent: NDArray[np.int64]
+        self, queries: NDArray[Any], rows: NDArray[np.int64], absent: NDArray[np.int64] | None
     ) -> Scores:
         scores = np.zeros(len(rows))
         for start in range(0, len(rows), _CHUNK):
             part = slice(start, start + _CHUNK)
             chunk = np.asarray(queries[part], dtype=np.float64)
             for column in rows[part].T:  # one neighbour of every query in the chunk
-                around = self.bank.neighborhoods(column, self.m, absent[part])  # (q, m)
+                gone = None if absent is None else absent[part]
+                around = self.bank.neighborhoods(column, self.m, absent=gone)  # (q, m)
                 members = np.column_stack([column, around])
                 points = self.bank.features[members].astype(np.float64)  # (q, m + 1, D)
                 _, vectors = directions(points)  # (q, r, D), orthonormal or zero
