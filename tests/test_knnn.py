@@ -341,11 +341,12 @@ def test_properties(n_rows, dim, k, k_prime, set_size, p, seed):
     assert np.isfinite(scores).all() and (scores >= 0).all()
     assert (np.diff(scores, axis=1) <= 1e-12).all()  # a larger ridge lowers every score
     assert np.isfinite(operator.left_out_scores()).all()
-    np.testing.assert_allclose(
-        KNNN(k, k_prime, set_size=set_size, p=p).fit(Bank(bank * 8)).score(queries * 8),
-        operator.score(queries),
-        rtol=1e-6,  # the score has no unit
-    )
+    if np.ptp(bank, axis=0).any():  # else there is no variance to take the ridge's unit from
+        np.testing.assert_allclose(
+            KNNN(k, k_prime, set_size=set_size, p=p).fit(Bank(bank * 8)).score(queries * 8),
+            operator.score(queries),
+            rtol=1e-6,  # the score has no unit
+        )
 
 
 def test_constant_features_are_left_to_the_ridge():
