@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _BLOCK = 64  # sets handled side by side
-_CORR_ROWS = 1024  # rows a product while correlations are summed
+_CORR_ROWS = 512  # rows a product while correlations are summed
 _SWEEPS = 30  # Jacobi converges in 5 to 8
 _NEGLIGIBLE = 1e-34  # an entry whose square is this part of its diagonal entries' product
 _PIVOT = 1e-15  # a pivot below this part of its diagonal entry is rounding error: rank is lost
@@ -77,10 +77,10 @@ def moments(features: NDArray[np.float32]) -> tuple[Floats, Floats]:
 
 
 def abs_correlations(scatter: Floats) -> Floats:
-    """(D, D) scatter -> (D, D) |correlation|; 0 for a feature that never changes."""
+    """(D, D) scatter -> (D, D) |correlation| in its place; 0 for a feature that never changes."""
     sd = np.sqrt(scatter.diagonal())
     inverse = np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0)
-    corr = np.abs(scatter)
+    corr = np.abs(scatter, out=scatter)
     corr *= inverse
     corr *= inverse[:, None]
     return corr
