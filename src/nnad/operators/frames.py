@@ -31,8 +31,9 @@ Ints = NDArray[np.int64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _BLOCK = 64  # sets handled side by side
-_CORR_ROWS = 1024  # rows a product while correlations are summed
+_CORR_ROWS = 512  # rows a product while correlations are summed
 _SWEEPS = 30  # Jacobi converges in 5 to 8
+_NEGLIGIBLE = 1e-34  # an entry whose square is this part of its diagonal entries' product
 _PIVOT = 1e-15  # a pivot below this part of its diagonal entry is rounding error: rank is lost
 
 
@@ -76,10 +77,10 @@ def moments(features: NDArray[np.float32]) -> tuple[Floats, Floats]:
 
 
 def abs_correlations(scatter: Floats) -> Floats:
-    """(D, D) scatter -> (D, D) |correlation|; 0 for a feature that never changes."""
+    """(D, D) scatter -> (D, D) |correlation| in its place; 0 for a feature that never changes."""
     sd = np.sqrt(scatter.diagonal())
     inverse = np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0)
-    corr = np.abs(scatter)
+    corr = np.abs(scatter, out=scatter)
     corr *= inverse
     corr *= inverse[:, None]
     return corr
@@ -122,44 +123,55 @@ def set_layout(order: Ints, set_size: int) -> Ints:
 
 
 @_compiled
-def _covariances(
-    features: NDArray[np.float32],
-    members: Ints,
-    layout: Ints,
-    first: int,
-    centred: Floats,
-    cov: Floats,
-) -> None:
-    """Covariance (ddof 1) of the sets from `first` on over the member rows; lower triangle.
+def _gather(features: NDArray[np.float32], members: Ints, places: Ints, gathered: Floats) -> None:
+    """Copy the member rows (K,) in the order of `places` (D,) into gathered (K, blocks, L, B)."""
+    flat = gathered.reshape(len(gathered), -1)
+    for m in range(len(members)):
+        row = members[m]
+        for d in range(len(places)):
+            flat[m, places[d]] = features[row, d]
+
+
+@_compiled
+def _places(layout: Ints, block: int) -> Ints:
+    """Where each feature goes in (blocks, L, B), as a flat index; (D,)."""
+    size, sets = layout.shape
+    places = np.zeros((layout >= 0).sum(), np.int64)
+    for i in range(size):
+        for s in range(sets):
+            if layout[i, s] >= 0:
+                places[layout[i, s]] = (s // block * size + i) * block + s % block
+    return places
+
+
+@_compiled
+def _covariances(gathered: Floats, b: int, mean: Floats, cov: Floats) -> None:
+    """Covariance (ddof 1) of the sets in block b over the gathered rows; lower triangle.
 
     Args:
-        features: (N, D).
-        members: (K,) rows, K >= 2.
-        layout: (L, S).
-        first: the block holds sets first to first + B.
-        centred: (K, L, B) work space.
+        gathered: (K, blocks, L, B), K >= 2; the block is centred in place.
+        b: the block.
+        mean: (L, B) work space.
         cov: (L (L + 1) / 2, B) result; entry (i, j) at row i (i + 1) / 2 + j.
     """
-    n_rows, size, block = centred.shape
-    width = min(block, layout.shape[1] - first)
+    n_rows, _, size, block = gathered.shape
+    mean[:] = 0
+    for m in range(n_rows):
+        for i in range(size):
+            for s in range(block):
+                mean[i, s] += gathered[m, b, i, s]
+    mean /= n_rows
+    for m in range(n_rows):
+        for i in range(size):
+            for s in range(block):
+                gathered[m, b, i, s] -= mean[i, s]
     cov[:] = 0
-    for i in range(size):
-        for s in range(width):
-            d = layout[i, first + s]
-            mean = 0.0
-            for m in range(n_rows):
-                value = np.float64(features[members[m], d]) if d >= 0 else 0.0
-                centred[m, i, s] = value
-                mean += value
-            mean /= n_rows
-            for m in range(n_rows):
-                centred[m, i, s] -= mean
     for m in range(n_rows):
         for i in range(size):
             for j in range(i + 1):
-                row, x, y = cov[i * (i + 1) // 2 + j], centred[m, i], centred[m, j]
-                for s in range(width):
-                    row[s] += x[s] * y[s]
+                entry = i * (i + 1) // 2 + j
+                for s in range(block):
+                    cov[entry, s] += gathered[m, b, i, s] * gathered[m, b, j, s]
     cov /= n_rows - 1
 
 
@@ -185,30 +197,34 @@ def factor_frames(
     """
     size, sets = layout.shape
     block = min(_BLOCK, sets)
-    centred = np.zeros((members.shape[1], size, block))
+    n_blocks = (sets + block - 1) // block
+    places = _places(layout, block)
+    gathered = np.zeros((members.shape[1], n_blocks, size, block))
+    mean = np.zeros((size, block))
     cov = np.zeros((size * (size + 1) // 2, block))
     inverse = np.zeros(block)
     diagonal = np.zeros((size, block))
     for frame in range(start, stop):
-        for first in range(0, sets, block):
-            width = min(block, sets - first)
-            _covariances(features, members[frame], layout, first, centred, cov)
+        _gather(features, members[frame], places, gathered)
+        for b in range(n_blocks):
+            first, width = b * block, min(block, sets - b * block)
+            _covariances(gathered, b, mean, cov)
             for i in range(size):
                 diagonal[i] = cov[i * (i + 3) // 2]
             for j in range(size):
-                pivot = cov[j * (j + 3) // 2]
+                pivot = j * (j + 3) // 2
                 for s in range(block):
-                    kept = pivot[s] > _PIVOT * diagonal[j, s]
-                    pivot[s] = np.sqrt(pivot[s]) if kept else 0.0
-                    inverse[s] = 1.0 / pivot[s] if kept else 0.0
+                    kept = cov[pivot, s] > _PIVOT * diagonal[j, s]
+                    cov[pivot, s] = np.sqrt(cov[pivot, s]) if kept else 0.0
+                    inverse[s] = 1.0 / cov[pivot, s] if kept else 0.0
                 for i in range(j + 1, size):
-                    entry = cov[i * (i + 1) // 2 + j]
+                    below = i * (i + 1) // 2 + j
                     for s in range(block):
-                        entry[s] *= inverse[s]
+                        cov[below, s] *= inverse[s]
                     for m in range(j + 1, i + 1):
-                        rest, other = cov[i * (i + 1) // 2 + m], cov[m * (m + 1) // 2 + j]
+                        entry, other = i * (i + 1) // 2 + m, m * (m + 1) // 2 + j
                         for s in range(block):
-                            rest[s] -= entry[s] * other[s]
+                            cov[entry, s] -= cov[below, s] * cov[other, s]
             scale = 1.0 / np.sqrt(unit)
             for t in range(len(cov)):
                 for s in range(width):
@@ -216,58 +232,59 @@ def factor_frames(
 
 
 @_compiled
-def _jacobi(cov: Floats, vectors: Floats, off: Floats) -> None:
+def _diagonal(cov: Floats, size: int) -> bool:
+    """Whether all entries beside the diagonal have become negligible."""
+    for q in range(size):
+        for p in range(q):
+            pp, qq, pq = p * (p + 3) // 2, q * (q + 3) // 2, q * (q + 1) // 2 + p
+            for s in range(cov.shape[1]):
+                if cov[pq, s] ** 2 > _NEGLIGIBLE * np.abs(cov[pp, s] * cov[qq, s]) + 1e-300:
+                    return False
+    return True
+
+
+@_compiled
+def _jacobi(cov: Floats, vectors: Floats, work: Floats) -> None:
     """Eigenvalues and eigenvectors of B symmetric matrices by cyclic Jacobi rotations, in place.
 
     Args:
         cov: (L (L + 1) / 2, B) lower triangles; the diagonal becomes the eigenvalues.
         vectors: (L, L, B) result: vectors[j, :, b] belongs to diagonal entry j.
-        off: (2, B) work space.
+        work: (2, B) work space for the cosines and sines.
     """
     size, _, block = vectors.shape
     vectors[:] = 0
     for i in range(size):
         vectors[i, i] = 1
-    cosine, sine = off[0], off[1]
     for _ in range(_SWEEPS):
-        worst = 0.0
-        for p in range(size):
-            for q in range(p + 1, size):
-                app, aqq = cov[p * (p + 3) // 2], cov[q * (q + 3) // 2]
-                apq = cov[q * (q + 1) // 2 + p]
-                moved = 0.0
-                for s in range(block):
-                    a, gap = apq[s], aqq[s] - app[s]
-                    small = a * a <= 1e-34 * np.abs(app[s] * aqq[s]) or np.abs(a) < 1e-300
-                    ratio = 0.0 if small else 1.0
-                    safe = 1.0 if small else a
-                    theta = gap / (2 * safe)
-                    tangent = ratio / (np.abs(theta) + np.sqrt(theta * theta + 1))
-                    tangent = -tangent if theta < 0 else tangent
-                    c = 1 / np.sqrt(tangent * tangent + 1)
-                    cosine[s], sine[s] = c, tangent * c
-                    app[s] -= tangent * a
-                    aqq[s] += tangent * a
-                    apq[s] = 0.0
-                    moved += ratio
-                worst += moved
-                if moved == 0:
-                    continue
-                for r in range(size):
-                    if r != p and r != q:
-                        arp = cov[r * (r + 1) // 2 + p] if r > p else cov[p * (p + 1) // 2 + r]
-                        arq = cov[r * (r + 1) // 2 + q] if r > q else cov[q * (q + 1) // 2 + r]
-                        for s in range(block):
-                            x, y = arp[s], arq[s]
-                            arp[s] = cosine[s] * x - sine[s] * y
-                            arq[s] = sine[s] * x + cosine[s] * y
-                    vp, vq = vectors[p, r], vectors[q, r]
-                    for s in range(block):
-                        x, y = vp[s], vq[s]
-                        vp[s] = cosine[s] * x - sine[s] * y
-                        vq[s] = sine[s] * x + cosine[s] * y
-        if worst == 0:
+        if _diagonal(cov, size):
             return
+        for q in range(size):
+            for p in range(q):
+                pp, qq, pq = p * (p + 3) // 2, q * (q + 3) // 2, q * (q + 1) // 2 + p
+                for s in range(block):  # rotate so that entry pq becomes 0
+                    a = cov[pq, s]
+                    small = a * a <= _NEGLIGIBLE * np.abs(cov[pp, s] * cov[qq, s]) + 1e-300
+                    theta = (cov[qq, s] - cov[pp, s]) / (1.0 if small else 2 * a)
+                    tangent = 1 / (np.abs(theta) + np.sqrt(theta * theta + 1))
+                    tangent = 0.0 if small else (-tangent if theta < 0 else tangent)
+                    work[0, s] = 1 / np.sqrt(tangent * tangent + 1)
+                    work[1, s] = tangent * work[0, s]
+                    cov[pp, s] -= tangent * a
+                    cov[qq, s] += tangent * a
+                    cov[pq, s] = 0
+                for r in range(size):
+                    if r not in (p, q):
+                        rp = r * (r + 1) // 2 + p if r > p else p * (p + 1) // 2 + r
+                        rq = r * (r + 1) // 2 + q if r > q else q * (q + 1) // 2 + r
+                        for s in range(block):
+                            x, y = cov[rp, s], cov[rq, s]
+                            cov[rp, s] = work[0, s] * x - work[1, s] * y
+                            cov[rq, s] = work[1, s] * x + work[0, s] * y
+                    for s in range(block):
+                        x, y = vectors[p, r, s], vectors[q, r, s]
+                        vectors[p, r, s] = work[0, s] * x - work[1, s] * y
+                        vectors[q, r, s] = work[1, s] * x + work[0, s] * y
 
 
 @_compiled
@@ -290,16 +307,21 @@ def eigen_frames(
     size, sets = layout.shape
     n = out.shape[1] // (1 + size)
     block = min(_BLOCK, sets)
-    centred = np.zeros((members.shape[1], size, block))
+    n_blocks = (sets + block - 1) // block
+    places = _places(layout, block)
+    gathered = np.zeros((members.shape[1], n_blocks, size, block))
+    mean = np.zeros((size, block))
     cov = np.zeros((size * (size + 1) // 2, block))
     vectors = np.zeros((size, size, block))
-    off = np.zeros((2, block))
+    work = np.zeros((2, block))
     values = np.zeros(size)
     for frame in range(start, stop):
         out[frame] = 0
-        for first in range(0, sets, block):
-            _covariances(features, members[frame], layout, first, centred, cov)
-            _jacobi(cov, vectors, off)
+        _gather(features, members[frame], places, gathered)
+        for b in range(n_blocks):
+            first = b * block
+            _covariances(gathered, b, mean, cov)
+            _jacobi(cov, vectors, work)
             for s in range(min(block, sets - first)):
                 for i in range(size):
                     real = layout[i, first + s] >= 0

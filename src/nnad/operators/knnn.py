@@ -123,10 +123,12 @@ class KNNN:
         """
         _check_rows(bank)
         mean, scatter = frames.moments(bank.features)
+        vbar = float(scatter.trace()) / (len(bank) - 1) / len(mean)
         order = np.arange(len(mean))
         if self.reorder:
             order = frames.greedy_order(frames.abs_correlations(scatter), self.set_size)
-        return self._set(bank, order, float(scatter.trace()) / (len(bank) - 1) / len(mean))
+        del scatter
+        return self._set(bank, order, vbar)
 
     def state(self, *, with_frames: bool = False) -> dict[str, NDArray[Any]]:
         """Arrays for `restore`: order (D,), vbar (), and if asked for the eager frames.
