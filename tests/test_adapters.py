@@ -11,8 +11,8 @@ from nnad.neighbors import Bank
 from nnad.operators.knn import KNN
 from nnad.pyod_style import OperatorOD
 from nnad.sklearn_estimators import (
-    AffineHullDetector,
     GlobalDetector,
+    HullDetector,
     KMeansDetector,
     KNNDetector,
     KNNNDetector,
@@ -24,7 +24,7 @@ ESTIMATORS = [
     KNNNDetector(),
     GlobalDetector(),
     LocalDetector(),
-    AffineHullDetector(m=1),  # some of scikit-learn's checks have two features
+    HullDetector(),
     KMeansDetector(),
 ]
 ROWS = np.random.default_rng(0).normal(size=(150, 6))

@@ -15,6 +15,7 @@ CASES = [
     ("knn", {"metric": "cosine"}),
     ("knn", {"squared": False, "reduction": "sum", "k": 5}),
     ("global", {"p": 1}),
+    ("hull", {"m": 4, "ridge": 0, "reduction": "mean"}),
     ("local", {"p": 1}),
     ("tree", {"visit": 1.0, "leaf_size": 8, "branching": 3}),
 ]
@@ -155,7 +156,7 @@ def test_wrong_arguments_are_named():
         (("local", case) for case in [("n_local", 2), ("k", True)]),
         (("kmeans", case) for case in [("n_centers", 0), ("seed", -1)]),
         (("tree", case) for case in [("visit", -1), ("branching", 1), ("leaf_size", 0)]),
-        (("affine-hull", case) for case in [("m", 0), ("k", -3)]),
+        (("hull", case) for case in [("m", 0), ("k", -3), ("ridge", -1), ("reduction", "sum")]),
     ):
         with pytest.raises(InputError, match=f"^{argument}="):
             make_operator(name, **{argument: value})

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from nnad.errors import InputError
 from nnad.neighbors import Bank
-from nnad.operators.affine_hull import AffineHull
 from nnad.operators.global_ import Global
+from nnad.operators.hull import Hull
 from nnad.operators.kmeans import KMeans
 from nnad.operators.kmeans_tree import KMeansTree, TreeKNN
 from nnad.operators.knn import KNN
@@ -81,7 +81,8 @@ def test_local_is_equation_3_around_the_query(p):
 def test_a_huge_ridge_makes_global_and_local_k_nn():
     points, queries = cloud(40, 5), cloud(20, 5, seed=1)
     plain = KNN(3).fit(Bank(points)).score(queries)
-    for operator in (Global(3, ridge=1e9), Local(3, n_local=10, ridge=1e9)):
+    hull = Hull(3, ridge=1e9, reduction="mean")
+    for operator in (Global(3, ridge=1e9), Local(3, n_local=10, ridge=1e9), hull):
         scores = operator.fit(Bank(points)).score(queries)
         np.testing.assert_allclose(scores / scores[0], plain / plain[0], rtol=1e-6)
 
@@ -116,7 +117,7 @@ def test_what_is_outside_the_span_counts_as_one_direction():
 def test_affine_hull_by_hand():
     """The hull of three points of the plane z = 1 is the plane: only the height counts."""
     plane = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [9, 9, 1]], dtype=np.float32)
-    operator = AffineHull(1, m=2).fit(Bank(plane))
+    operator = Hull(1, m=2, ridge=0).fit(Bank(plane))
     assert operator.score(np.array([[3.0, -2, 4], [0, 0, 1]])) == pytest.approx([9, 0])
 
 
@@ -133,12 +134,34 @@ def test_affine_hull_is_a_least_squares_distance():
             fit = edges @ np.linalg.lstsq(edges, query - hull[0], rcond=None)[0]
             total += np.square(query - hull[0] - fit).sum()
         expected.append(total / 3)
-    np.testing.assert_allclose(AffineHull(3, m=7).fit(bank).score(queries), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        Hull(3, m=7, ridge=0, reduction="mean").fit(bank).score(queries), expected
+    )
+
+
+@pytest.mark.parametrize("reduction", ["min", "mean"])
+@pytest.mark.parametrize("dim", [4, 40])
+def test_hull_is_equation_1_with_a_ridge(dim, reduction):
+    """s_n = sum_j (v_j . (q - b_n))^2 ridge vbar / (e_j + ridge vbar), v_j and e_j of all D."""
+    points, queries = cloud(70, dim), cloud(6, dim, seed=1)
+    ridge = 3 * points.astype(np.float64).var(axis=0, ddof=1).mean()
+    expected = []
+    for query in queries.astype(np.float64):
+        each = []
+        for row in np.argsort(np.square(points - query).sum(axis=1))[:5]:
+            order = np.argsort(np.square(points - points[row]).sum(axis=1), kind="stable")
+            around = points[order[:26]].astype(np.float64)  # itself and 25 neighbours
+            values, vectors = np.linalg.eigh(np.cov(around, rowvar=False))
+            terms = np.square((query - points[row]) @ vectors) * ridge / (values + ridge)
+            each.append(terms.sum())
+        expected.append(min(each) if reduction == "min" else np.mean(each))
+    scores = Hull(reduction=reduction).fit(Bank(points)).score(queries)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "operator",
-    [KNN(3), KNN(2, metric="cosine"), AffineHull(2, m=4), TreeKNN(2, visit=1.0, leaf_size=5)],
+    [KNN(3), KNN(2, metric="cosine"), Hull(2, m=4, ridge=0), TreeKNN(2, visit=1.0, leaf_size=5)],
     ids=lambda o: type(o).__name__,
 )
 def test_left_out_is_a_fit_without_that_row(operator):

@@ -2,6 +2,7 @@
 
 | preset        | transform | operator                                                             |
 |---------------|-----------|----------------------------------------------------------------------|
+| `auto`        | root      | distance to the local shape, see docs/auto.md: what nobody chose     |
 | `dn2`         | raw       | k-NN, k = 2, mean of squared distances (DN2, Eq. 2), geometry `crop` |
 | `knnn-paper`  | raw       | k-NNN, Eq. 2 as printed: a plain sum with p = 1                      |
 | `knnn-author` | raw       | equal to the author's package knnn 0.1.0 with p = 2                  |
@@ -13,6 +14,7 @@ from nnad.errors import InputError
 from nnad.operators import Operator, make_operator
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "auto": {"transform": "root", "operator": "hull"},
     "dn2": {"operator": "knn", "k": 2},
     "knnn-paper": {
         "operator": "knnn",
@@ -39,4 +41,5 @@ def preset(name: str) -> tuple[str, Operator]:
     if name not in PRESETS:
         raise InputError(f"preset={name!r}; choose one of {', '.join(PRESETS)}")
     arguments = dict(PRESETS[name])
-    return "raw", make_operator(arguments.pop("operator"), **arguments)
+    transform = arguments.pop("transform", "raw")
+    return transform, make_operator(arguments.pop("operator"), **arguments)

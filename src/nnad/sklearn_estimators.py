@@ -140,14 +140,24 @@ class LocalDetector(_OperatorEstimator):
         self.false_alarms = false_alarms
 
 
-class AffineHullDetector(_OperatorEstimator):
-    """Distance to affine hulls, see `nnad.operators.affine_hull.AffineHull`; needs D above m."""
+class HullDetector(_OperatorEstimator):
+    """Distance to the local shape, see `nnad.operators.hull.Hull`."""
 
-    _operator = "affine-hull"
+    _operator = "hull"
 
-    def __init__(self, k: int = 3, *, m: int = 10, false_alarms: float | None = 0.1) -> None:
+    def __init__(
+        self,
+        k: int = 5,
+        *,
+        m: int = 25,
+        ridge: float = 3.0,
+        reduction: str = "min",
+        false_alarms: float | None = 0.1,
+    ) -> None:
         self.k = k
         self.m = m
+        self.ridge = ridge
+        self.reduction = reduction
         self.false_alarms = false_alarms
 
 

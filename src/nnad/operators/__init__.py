@@ -27,7 +27,7 @@ _HOME = {
     "local": ("local", "Local"),
     "knnn": ("knnn", "KNNN"),
     "knnn-author": ("knnn_author", "AuthorKNNN"),
-    "affine-hull": ("affine_hull", "AffineHull"),
+    "hull": ("hull", "Hull"),
     "kmeans": ("kmeans", "KMeans"),
     "tree": ("kmeans_tree", "TreeKNN"),
 }

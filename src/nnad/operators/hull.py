@@ -1,0 +1,108 @@
+"""The distance to the local shape of the good features: k-NNN (Eq. 1) with the sets grown to all of D.
+
+A neighbour b_n and its m nearest rows say in which directions good features differ around there.
+C_n is their covariance (ddof 1); a step v = q - b_n counts little along those directions:
+
+    s_n(q) = ridge vbar v' (C_n + ridge vbar I)^-1 v           vbar: mean variance of a bank feature
+    score(q) = the least (or mean) s_n over the k nearest n
+
+That is k-NNN's Eq. 1 with p = 2 and a ridge, on the scale of a squared distance. It needs no frames:
+with X (m + 1, D) the centred rows and r = ridge m vbar, Woodbury's identity gives
+
+    s_n(q) = |v|^2 - (X v)' (X X' + r I)^-1 (X v)
+
+where X X' is only (m + 1) x (m + 1). As ridge -> infinity s_n becomes |v|^2, k-NN; with ridge = 0 it
+is the squared distance to the affine hull of the rows, "T_m", the limit of k-NNN without a ridge.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad.neighbors import Bank, Neighbors
+from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
+
+Scores = NDArray[np.float64]
+_CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
+_SPAN = 1e-10  # eigenvalues below this part of the largest are rounding
+
+
+class Hull:
+    """Distance to the local shape around the nearest rows.
+
+    Args:
+        k: nearest rows whose surroundings are measured; 5.
+        m: rows around each; 25, or all others if the bank has fewer.
+        ridge: in units of vbar; 3. With 0 all of the hull is free, so m must be below D.
+        reduction: `min` or `mean` over the k rows.
+
+    The defaults are what nnad calls `auto`; T_10 of the research is `Hull(3, m=10, ridge=0,
+    reduction="mean")`.
+    """
+
+    def __init__(
+        self, k: int = 5, *, m: int = 25, ridge: float = 3.0, reduction: str = "min"
+    ) -> None:
+        self.k = check_count("k", k)
+        self.m = check_count("m", m)
+        self.ridge = check_amount("ridge", ridge)
+        self.reduction = check_choice("reduction", reduction, ("min", "mean"))
+
+    def fit(self, bank: Bank) -> Self:
+        """Take a bank (N, D)."""
+        self.bank = bank
+        variances = bank.features.var(axis=0, dtype=np.float64, ddof=min(1, len(bank) - 1))
+        self._vbar = float(variances.mean())
+        return self
+
+    def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Scores:
+        """(Q, D) -> (Q,); `found` may hold neighbours of the queries in the bank, k or more."""
+        k = clipped(self.k, self.bank)
+        if found is None:
+            found = self.bank.nearest(queries, k)
+        return self._scores(queries, found.rows[:, :k], None)
+
+    def left_out_scores(self) -> Scores:
+        """(N,) the score of each bank row as if it had never been there, exactly but for vbar."""
+        k = clipped(self.k, self.bank, left_out=True)
+        everyone = np.arange(len(self.bank))
+        found = self.bank.nearest(self.bank.features, k, exclude=everyone)
+        return self._scores(self.bank.features, found.rows, everyone)
+
+    def _scores(
+        self, queries: NDArray[Any], rows: NDArray[np.int64], absent: NDArray[np.int64] | None
+    ) -> Scores:
+        reduce = np.min if self.reduction == "min" else np.mean
+        scores = np.empty(len(rows))
+        step = max(1, _CHUNK_ELEMENTS // ((self.m + 1) * self.bank.features.shape[1]))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            gone = None if absent is None else absent[part]
+            chunk = np.asarray(queries[part], dtype=np.float64)
+            each = [self._from_hulls(chunk, column, gone) for column in rows[part].T]
+            scores[part] = reduce(each, axis=0)
+        return scores
+
+    def _from_hulls(
+        self, queries: Scores, rows: NDArray[np.int64], absent: NDArray[np.int64] | None
+    ) -> Scores:
+        """s_n of each query (q, D) for one neighbour n of each, (q,)."""
+        around = self.bank.neighborhoods(rows, self.m, absent=absent)  # (q, m)
+        points = self.bank.features[np.column_stack([rows, around])].astype(np.float64)
+        steps = queries - points[:, 0]  # (q, D), v
+        points -= points.mean(axis=1, keepdims=True)  # (q, m + 1, D), X
+        sq_lengths = np.square(steps).sum(axis=1)  # (q,)
+        gram = points @ np.swapaxes(points, 1, 2)  # (q, m + 1, m + 1), X X'
+        along = np.einsum("qmd,qd->qm", points, steps)  # (q, m + 1), X v
+        ridge = self.ridge * self._vbar * (points.shape[1] - 1)
+        if ridge > 0:
+            gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] += ridge
+            free = np.einsum("qm,qm->q", along, np.linalg.solve(gram, along[..., None])[..., 0])
+        else:
+            values, vectors = np.linalg.eigh(gram)  # (q, m + 1), (q, m + 1, m + 1)
+            spans = values > _SPAN * values.max(axis=1, keepdims=True)
+            inverse = np.divide(1, values, out=np.zeros_like(values), where=spans)
+            turned = np.einsum("qmj,qm->qj", vectors, along)
+            free = (np.square(turned) * inverse).sum(axis=1)
+        return np.asarray(np.maximum(sq_lengths - free, 0))
