@@ -43,6 +43,7 @@ def test_signs_and_threshold(estimator):
     assert (fitted.score_samples(ODD) < fitted.score_samples(ROWS).min()).all()
     assert (fitted.decision_function(ODD) < 0).all()
     assert np.mean(-fitted.left_out_scores_ < fitted.offset_) <= 0.05
+    assert 1 <= (fitted.predict(ROWS) == -1).sum() <= 0.05 * 151  # seen as by the others
     fresh = np.random.default_rng(2).normal(size=(400, 6))
     assert np.mean(fitted.predict(fresh) == -1) < 0.15
     with pytest.raises(BudgetError, match="smallest possible budget"):

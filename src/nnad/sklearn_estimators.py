@@ -2,8 +2,8 @@
 
 Signs as scikit-learn has them: `score_samples` is higher for normal rows, `predict` is +1 for
 normal and -1 for anomalies. The threshold comes from leave-one-out scores of the training rows and
-a false-alarm budget (see calibrate.py). Training rows that are passed to `predict` find themselves
-at distance 0 and so look more normal than they are; `left_out_scores_` tells how others see them.
+a false-alarm budget (see calibrate.py). A row at distance 0 from a training row is taken for it and
+scored as the others see it, so that `predict` on the training set means something.
 """
 
 from typing import Any, ClassVar, Self
@@ -36,7 +36,8 @@ class _OperatorEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=np.float32, ensure_min_samples=3)  # noqa: N806
         arguments = self.get_params(deep=False)
         budget = arguments.pop("false_alarms")
-        self.operator_ = make_operator(self._operator, **arguments).fit(Bank(X))
+        self._bank = Bank(X)
+        self.operator_ = make_operator(self._operator, **arguments).fit(self._bank)
         self.left_out_scores_ = self.operator_.left_out_scores()
         calibration = Calibration(self.left_out_scores_)
         self.offset_ = -calibration.threshold(
@@ -48,7 +49,11 @@ class _OperatorEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """(Q, D) -> (Q,) minus the operator's score: higher is more normal."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False)  # noqa: N806
-        return -self.operator_.score(X)
+        nearest = self._bank.nearest(X, 1)
+        known = nearest.sq_dists[:, 0] == 0
+        scores = self.operator_.score(X)
+        scores[known] = self.left_out_scores_[nearest.rows[known, 0]]
+        return -scores
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """(Q, D) -> (Q,); below 0 for anomalies."""

@@ -1,4 +1,4 @@
-"""The distance to the local shape of the good features: k-NNN (Eq. 1) with the sets grown to all of D.
+"""Hull: the distance to the local shape of the good features, which is k-NNN without the partition.
 
 A neighbour b_n and its m nearest rows say in which directions good features differ around there.
 C_n is their covariance (ddof 1); a step v = q - b_n counts little along those directions:
@@ -6,13 +6,13 @@ C_n is their covariance (ddof 1); a step v = q - b_n counts little along those d
     s_n(q) = ridge vbar v' (C_n + ridge vbar I)^-1 v           vbar: mean variance of a bank feature
     score(q) = the least (or mean) s_n over the k nearest n
 
-That is k-NNN's Eq. 1 with p = 2 and a ridge, on the scale of a squared distance. It needs no frames:
-with X (m + 1, D) the centred rows and r = ridge m vbar, Woodbury's identity gives
+That is k-NNN's Eq. 1 with p = 2 and a ridge, on the scale of a squared distance. No frames are
+stored: with X (m + 1, D) the centred rows and r = ridge m vbar, Woodbury's identity gives
 
     s_n(q) = |v|^2 - (X v)' (X X' + r I)^-1 (X v)
 
-where X X' is only (m + 1) x (m + 1). As ridge -> infinity s_n becomes |v|^2, k-NN; with ridge = 0 it
-is the squared distance to the affine hull of the rows, "T_m", the limit of k-NNN without a ridge.
+where X X' is only (m + 1) x (m + 1). As ridge -> infinity s_n becomes |v|^2, k-NN; with ridge = 0
+it is the squared distance to the affine hull of the rows, T_m, k-NNN's limit without a ridge.
 """
 
 from typing import Any, Self
