@@ -27,7 +27,7 @@ from nnad.errors import InputError
 from nnad.neighbors import Bank, checked_features
 from nnad.operators import frames
 
-_BLOCK_BYTES = 8_000_000  # frames that are unpacked at a time
+_BLOCK_BYTES = 4_000_000  # frames that are unpacked at a time
 
 
 @dataclass(frozen=True)
