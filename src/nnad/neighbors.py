@@ -22,6 +22,7 @@ from nnad.errors import InputError
 _SPARE = 8  # candidates beyond k that are measured exactly
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
+_NORM_ROWS = 1024  # bank rows squared in float64 at a time
 _EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
 
 
@@ -82,9 +83,9 @@ class Bank:
         self.features = checked_features(features, "bank")
         if not len(self.features):
             raise InputError("bank: no rows")
-        blocks = range(0, len(self.features), _BANK_ROWS)
+        blocks = range(0, len(self.features), _NORM_ROWS)
         self._sq_norms = np.concatenate(
-            [np.square(self.features[i : i + _BANK_ROWS], dtype=np.float64).sum(1) for i in blocks]
+            [np.square(self.features[i : i + _NORM_ROWS], dtype=np.float64).sum(1) for i in blocks]
         )  # (N,)
 
     def __len__(self) -> int:
