@@ -186,7 +186,8 @@ class Bank:
     ) -> NDArray[np.float32]:
         """|x|^2 - 2 q.x for the bank rows from `start`, (q, n); infinite where excluded."""
         stop = min(start + _BANK_ROWS, len(self))
-        proxy = (queries * np.float32(-2)) @ self.features[start:stop].T
+        proxy = queries @ self.features[start:stop].T
+        proxy *= -2
         proxy += self._sq_norms[start:stop].astype(np.float32)
         if exclude is not None:
             here = np.flatnonzero((exclude >= start) & (exclude < stop))
