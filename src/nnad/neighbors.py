@@ -23,6 +23,7 @@ _SPARE = 8  # candidates beyond k that are measured exactly
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
+_NORM_ROWS = 1024  # bank rows squared in float64 at a time
 _EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
 
 
@@ -83,9 +84,9 @@ class Bank:
         self.features = checked_features(features, "bank")
         if not len(self.features):
             raise InputError("bank: no rows")
-        blocks = range(0, len(self.features), _BANK_ROWS)
+        blocks = range(0, len(self.features), _NORM_ROWS)
         self._sq_norms = np.concatenate(
-            [np.square(self.features[i : i + _BANK_ROWS], dtype=np.float64).sum(1) for i in blocks]
+            [np.square(self.features[i : i + _NORM_ROWS], dtype=np.float64).sum(1) for i in blocks]
         )  # (N,)
         self._graph = np.empty((len(self.features), 0), dtype=np.int64)
 
@@ -231,8 +232,8 @@ class Bank:
     ) -> NDArray[np.float32]:
         """|x|^2 - 2 q.x for the bank rows from `start`, (q, n); infinite where excluded."""
         stop = min(start + _BANK_ROWS, len(self))
-        scaled = np.multiply(queries, -2, dtype=np.float32)
-        proxy = np.asarray(scaled @ self.features[start:stop].T, dtype=np.float32)
+        proxy = np.asarray(queries @ self.features[start:stop].T, dtype=np.float32)
+        proxy *= -2
         proxy += self._sq_norms[start:stop].astype(np.float32)
         if exclude is not None:
             here = np.flatnonzero((exclude >= start) & (exclude < stop))

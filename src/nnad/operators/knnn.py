@@ -28,7 +28,7 @@ from nnad.neighbors import Bank, Neighbors, checked_features
 from nnad.operators import frames
 from nnad.operators.arguments import check_choice, check_count
 
-_BLOCK_BYTES = 8_000_000  # frames that are unpacked at a time
+_BLOCK_BYTES = 4_000_000  # frames that are unpacked at a time
 _LOCK = threading.RLock()  # what operators remember is filled by one thread at a time
 
 
