@@ -61,7 +61,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
             assert row["nearest"] == result.nearest[0].name
     records = json.loads((tmp_path / "r.json").read_text())
     assert [r["score"] for r in records] == [r.score for r in expected]
-    assert len(records[-1]["nearest"]) == 3
+    assert len(records[-1]["nearest"]) == 5
     ranking = done.stdout.splitlines()
     assert "odd_" in ranking[1]
     assert "ANOMALY" in ranking[1]
@@ -143,7 +143,7 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, model, good_fol
 def test_what_is_printed_can_be_typed_back(model, new_folder):
     told = nnad("info", model).stdout
     budget = re.search(r"at most (\S+) of good", told)[1]
-    smallest = re.search(r"smallest budget +(\S+)", told)[1]
+    smallest = re.search(r"^smallest budget +(\S+)", told, flags=re.MULTILINE)[1]
     for typed in (budget, smallest):
         assert nnad("score", model, new_folder, "--false-alarms", typed).returncode == 0
 
@@ -166,7 +166,7 @@ def test_nobody_reads_the_output(model, new_folder):
 def test_an_interruption_and_a_fault_are_no_anomalies(model, new_folder, tmp_path):
     many = [str(new_folder)] * 2000
     with subprocess.Popen([NNAD, "score", model, *many], stderr=subprocess.PIPE) as process:
-        time.sleep(2.5)
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         message = process.stderr.read()
     assert process.returncode == 130
@@ -199,7 +199,7 @@ def test_failed_scoring_leaves_an_old_csv(model, new_folder, tmp_path):
 def test_overwrite(model, good_folder):
     done = nnad("fit", good_folder, "--model", model, "--overwrite", "--k", 3)
     assert done.returncode == 0
-    assert "knn, k=3" in nnad("info", model).stdout
+    assert "hull, k=3" in nnad("info", model).stdout
 
 
 def test_presets_and_operators(good_folder, new_folder, tmp_path):
@@ -256,7 +256,7 @@ def test_demo(tmp_path):
     while "/anomaly/" in ranking[broken_first]:
         broken_first += 1
     assert broken_first >= 7  # of 8
-    assert "AUROC 0.9" in done.stdout
+    assert float(re.search(r"AUROC (\S+)", done.stdout)[1]) > 0.95
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 1000
 

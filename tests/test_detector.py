@@ -30,7 +30,7 @@ def test_odd_pictures_stand_out_and_the_bad_file_is_a_record(detector, new_folde
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_the_score_is_equation_2_of_the_paper(good_folder, new_folder, transform):
-    detector = Detector(transform=transform, k=4).fit(good_folder)
+    detector = Detector(transform=transform, operator="knn", k=4).fit(good_folder)
     result = detector.score(new_folder / "odd_0.png")[0]
     distances = np.array([n.distance for n in result.nearest])
     assert len(distances) == 4
@@ -39,7 +39,16 @@ def test_the_score_is_equation_2_of_the_paper(good_folder, new_folder, transform
     assert {n.name for n in result.nearest} <= set(detector.names)
 
 
-def test_calibration_is_leave_one_out(detector, good_folder):
+def test_auto_is_the_default_and_says_why(detector, good_folder, tmp_path):
+    named = Detector(operator="hull").fit(good_folder)
+    np.testing.assert_array_equal(named.calibration.good_scores, detector.calibration.good_scores)
+    assert (detector.reason[:5], named.reason) == ("auto:", "as asked for")
+    detector.save(tmp_path / "m")
+    assert Detector.load(tmp_path / "m").reason == detector.reason
+
+
+def test_calibration_is_leave_one_out(good_folder):
+    detector = Detector(operator="knn").fit(good_folder)
     bank = root(detector.features).astype(np.float64)
     sq_dists = np.square(bank[:, None] - bank[None]).sum(axis=2)
     np.fill_diagonal(sq_dists, np.inf)
@@ -112,10 +121,10 @@ def test_fit_goes_on_without_unreadable_images(good_folder):
 
 
 def test_too_little_to_fit(tmp_path):
-    with pytest.raises(InputError, match="2 good images are too few: at least 3 are needed"):
+    with pytest.raises(InputError, match="2 good images are too few: at least 6 are needed"):
         Detector().fit([draw(0), draw(1)])
-    with pytest.raises(InputError, match=r"none of 3 images can be read; image\[0\]: not an image"):
-        Detector().fit([b"x", b"y", b"z"])
+    with pytest.raises(InputError, match=r"none of 7 images can be read; image\[0\]: not an image"):
+        Detector().fit([b"x"] * 7)
     with pytest.raises(InputError, match="holds no image files"):
         Detector().fit(tmp_path)
     with pytest.raises(InputError, match="too few"):
@@ -163,7 +172,7 @@ def test_an_operator_of_ones_own(good_folder, new_folder):
     with pytest.raises(InputError, match="operator 'kmeans' has no k"):
         Detector(operator="kmeans", k=2)
     with pytest.raises(InputError, match="12 good images are too few: at least 13"):
-        Detector(k=12).fit(good_folder)
+        Detector(operator="knn", k=12).fit(good_folder)
 
 
 def test_a_backbone_of_ones_own(good_folder):
@@ -199,7 +208,7 @@ def test_paths_given_twice_count_once_and_copies_are_warned_about(good_folder, t
 
 @pytest.mark.filterwarnings("ignore::nnad.ImageWarning")
 def test_identical_good_images():
-    detector = Detector().fit([draw(0)] * 5)
+    detector = Detector().fit([draw(0)] * 8)
     assert not detector.calibration.good_scores.any()
     same, other = detector.score([draw(0), draw(200, odd=True)])
     assert (same.score, same.p_value, same.is_anomaly) == (0, 1, False)

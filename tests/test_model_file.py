@@ -119,6 +119,7 @@ def edit_manifest(model, change):
             "damaged or not written",
         ),
         (lambda m: m["content"]["settings"].pop("backbone"), "damaged or not written"),
+        (lambda m: m["content"]["settings"].pop("reason"), "damaged or not written"),
         (
             lambda m: m["content"]["settings"]["operator"].update(name="svm"),
             "damaged or not written",

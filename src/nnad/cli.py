@@ -55,8 +55,8 @@ def fit(
     ] = "",
     transform: Annotated[str, typer.Option(help="root, l2, raw, log or white.")] = "root",
     operator: Annotated[
-        str, typer.Option(help="knn, global, local, knnn, affine-hull, kmeans or tree.")
-    ] = "knn",
+        str, typer.Option(help="auto, knn, knnn, hull, global, local, kmeans, tree ...")
+    ] = "auto",
     k: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="The operator's neighbours; its own default otherwise."),
@@ -74,7 +74,7 @@ def fit(
     network = load_backbone(backbone, geometry=geometry, flips=flips)
     scorer: str | Operator = operator
     if preset:
-        if (transform, operator, k) != ("root", "knn", None):
+        if (transform, operator, k) != ("root", "auto", None):
             raise typer.BadParameter("--preset stands for --transform, --operator and --k")
         transform, scorer = presets.preset(preset)
     detector = Detector(
@@ -158,6 +158,7 @@ def info(model: Model) -> None:
         "preprocessing": str(backbone.preprocessing),
         "transform": detector.transform,
         "operator": describe(detector.operator),
+        "chosen": detector.reason,
         "false alarms": _promise(detector),
         "threshold": f"{calibration.threshold(detector.false_alarms):.6g}",
         "smallest budget": f"{round_up(calibration.smallest_budget):g}",
@@ -271,13 +272,13 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        if code == 130:  # typer's number for Ctrl-C
+            print("nnad: interrupted", file=sys.stderr)
+        return code
     except NnadError as error:
         print(f"nnad: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("nnad: interrupted", file=sys.stderr)
-        return 130
     except SystemExit:  # typer's way to say that the reader of a pipe has gone
         return 141
     except OSError as error:

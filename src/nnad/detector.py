@@ -24,6 +24,10 @@ from nnad.operators.arguments import check_amount, check_count
 from nnad.progress import track
 from nnad.transforms import TRANSFORMS, fit_transform
 
+AUTO_REASON = (
+    "auto: the distance to the local shape of the good images, the same at every number of images; "
+    "no rule that chose by good images alone did better (docs/auto.md)"
+)
 _EVIDENCE = 3  # nearest good images told for each decision
 _CHUNK = 64  # images searched at a time; those of an iterator one by one, as it may be a camera
 
@@ -43,10 +47,13 @@ class Result:
     Attributes:
         name: its path, or `image[i]` for one that was passed in memory.
         score: the operator's; higher is more anomalous.
-        p_value: how often a good image scores this high or higher, at most.
+        p_value: how rare such a score is among good images: at most a share p of them has a
+            p-value of p or less.
         is_anomaly: whether the p-value is within the false-alarm budget.
         nearest: the nearest good images, nearest first: the reason for the decision.
         error: why the image could not be read, or None; with an error all else is None or empty.
+
+    A score can be compared with those of the same model only; a p-value with any.
     """
 
     name: str
@@ -63,7 +70,8 @@ class Detector:
     Args:
         backbone: a name for `load_backbone`, or a `Backbone`.
         transform: `root` (default), `l2`, `raw`, `log` or `white`, see `nnad.transforms`.
-        operator: a name for `make_operator`, or an operator: k-NN by default, DN2's Eq. 2.
+        operator: a name for `make_operator`, or an operator; `auto`, the default, is the distance
+            to the local shape of the good images, see docs/auto.md; `knn` is DN2's Eq. 2.
         k: the operator's neighbours, if the operator is given by name; its own default otherwise.
         false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
             or 1 / (n + 1) when there are too few good images (n < 99) for that.
@@ -88,13 +96,14 @@ class Detector:
         backbone: str | Backbone = "efficientnet-lite0",
         *,
         transform: str = "root",
-        operator: str | Operator = "knn",
+        operator: str | Operator = "auto",
         k: int | None = None,
         false_alarms: float | None = None,
         workers: int | None = None,
     ) -> None:
         if transform not in TRANSFORMS:
             raise InputError(f"transform={transform!r}; choose one of {', '.join(TRANSFORMS)}")
+        self.reason = AUTO_REASON if operator == "auto" else "as asked for"
         if isinstance(operator, str):
             operator = make_operator(operator, **({} if k is None else {"k": k}))
         elif k is not None:
@@ -125,7 +134,7 @@ class Detector:
         """Learn what good images look like.
 
         Args:
-            images: see `find_images`; at least 3 that can be read, and more than the operator's k.
+            images: see `find_images`; at least 4 that can be read, and more than the operator's k.
             progress: show a bar on a terminal.
 
         Raises:
@@ -201,6 +210,7 @@ class Detector:
             "backbone": self.backbone.settings(),
             "transform": self.transform,
             "operator": {"name": operator_name(self.operator), "settings": settings(self.operator)},
+            "reason": self.reason,
             "false_alarms": self._asked_false_alarms,
         }
         saved = model_file.Saved(
@@ -230,6 +240,7 @@ class Detector:
                 false_alarms=saved.settings["false_alarms"],
                 workers=workers,
             )
+            detector.reason = str(saved.settings["reason"])
             detector._set(saved.names, saved.features, saved.operator_state)
         except (KeyError, TypeError, InputError) as error:
             raise ModelError(f"{path}: damaged or not written by nnad: {error!r}") from error
@@ -243,7 +254,7 @@ class Detector:
         return self
 
     def _check_count(self, count: int) -> None:
-        needed = max(3, getattr(self.operator, "k", 1) + 1)
+        needed = max(4, getattr(self.operator, "k", 1) + 1)
         if count < needed:
             raise InputError(f"{count} good images are too few: at least {needed} are needed")
         if self._asked_false_alarms is not None:
