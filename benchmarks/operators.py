@@ -19,31 +19,22 @@ fifth of the entries above zero.
 """
 
 import argparse
-import csv
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from provenance import write_rows
 
-RESULTS = Path(__file__).parent / "results" / "operators.csv"
 SYSTEMS = ["knnn-0.1.0", "nnad-eager-float16", "nnad-eager-float32", "nnad-lazy", "nnad-author"]
-COLUMNS = [
-    *("benchmark", "system", "rows", "queries", "dim", "fit_s", "score_s", "score_again_s"),
-    *("fit_cpu_s", "score_cpu_s", "load"),
-    *("peak_mb", "fit_faster", "score_faster", "total_faster", "peak_fraction", "max_rel_diff"),
-    *("repeats", "command", "commit", "machine", "date"),
-]
 
 
 def relu_like(n_rows: int, dim: int, seed: int) -> NDArray[np.float32]:
@@ -123,13 +114,6 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
     theirs = np.load(folder / f"{SYSTEMS[0]}.npy")
     ours = np.load(folder / "nnad-author.npy")
-    typed = " ".join(["python benchmarks/operators.py", *sys.argv[1:]])
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
     rows = []
     for system in SYSTEMS:
 
@@ -160,21 +144,9 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                     f"{np.abs(ours / theirs - 1).max():.2g}" if system == "nnad-author" else ""
                 ),
                 "repeats": args.repeats,
-                "command": typed,
-                "commit": commit,
-                "machine": f"{cpu_name()}, {os.cpu_count()} cores",
-                "date": datetime.now(UTC).date().isoformat(),
             }
         )
     return rows
-
-
-def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:
@@ -191,13 +163,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(args, Path(folder))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(", ".join(f"{key} {row[key]}" for key in COLUMNS[1:17] if row[key] != ""))
+    write_rows("operators", rows)
 
 
 if __name__ == "__main__":
