@@ -25,7 +25,7 @@ from PIL import Image
 from provenance import write_rows
 
 from nnad.backbones import load_backbone
-from nnad.features import usable_cores
+from nnad.cores import usable_cores
 from nnad.images import read_image
 
 NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent)) or "nnad"

@@ -79,7 +79,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
         "efficientnet-lite0",
         "256 x 256, centre 224 x 224",
         "root",
-        "knn, k=2",
+        "hull, k=5",
     ):
         assert text in done.stdout
 

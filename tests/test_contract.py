@@ -160,7 +160,7 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(InputError, match=f"^{argument}="):
             make_operator(name, **{argument: value})
-    with pytest.raises(InputError, match="operator='svm'; choose one of knn"):
+    with pytest.raises(InputError, match="operator='svm'; choose one of auto, knn"):
         make_operator("svm")
     with pytest.raises(InputError, match="operator 'knn' has no ridge; it has k, squared"):
         make_operator("knn", ridge=1)

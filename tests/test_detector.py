@@ -193,7 +193,7 @@ def test_a_camera_gets_its_results_at_once(detector):
 
     results = Detector.iter_scores(detector, camera())
     next(results)
-    from nnad.features import usable_cores
+    from nnad.cores import usable_cores
 
     assert shown <= usable_cores()
 

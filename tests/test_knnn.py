@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nnad.errors import InputError
 from nnad.neighbors import Bank
-from nnad.operators import frames
+from nnad.operators import frames, ordering
 from nnad.operators import knnn as knnn_module
 from nnad.operators import settings as operator_settings
 from nnad.operators.knnn import KNNN
@@ -252,8 +252,8 @@ def test_the_set_that_is_wrong_is_blamed():
 def test_greedy_order(dim, set_size):
     features = relu_like(70, dim)
     features[:, dim // 2] = 1  # a constant feature correlates with nothing
-    _, scatter = frames.moments(features)
-    order = frames.greedy_order(frames.abs_correlations(scatter), set_size)
+    _, scatter = ordering.moments(features)
+    order = ordering.greedy_order(ordering.abs_correlations(scatter), set_size)
     assert order.tolist() == slow_order(features, set_size)
 
 
@@ -263,14 +263,14 @@ def test_greedy_order_by_hand():
         corr[i, j] = corr[j, i] = value
     # 0; 4 is closest to it; 2 is closest to (0, 4); then the least close to (4, 2): 1, the lower
     # of 1 and 3; 3 is closest to 1; 5 is left.
-    assert frames.greedy_order(corr, 3).tolist() == [0, 4, 2, 1, 3, 5]
-    assert frames.set_layout(np.arange(5), 3).tolist() == [[0, 3], [1, 4], [2, -1]]
+    assert ordering.greedy_order(corr, 3).tolist() == [0, 4, 2, 1, 3, 5]
+    assert ordering.set_layout(np.arange(5), 3).tolist() == [[0, 3], [1, 4], [2, -1]]
 
 
 def test_moments_do_not_depend_on_blocks(monkeypatch):
     features = relu_like(300, 9) + np.float32(1000)
-    monkeypatch.setattr(frames, "_CORR_ROWS", 7)
-    mean, scatter = frames.moments(features)
+    monkeypatch.setattr(ordering, "_CORR_ROWS", 7)
+    mean, scatter = ordering.moments(features)
     np.testing.assert_allclose(mean, features.mean(axis=0, dtype=float), rtol=1e-14)
     expected = np.cov(features.astype(float), rowvar=False) * 299
     np.testing.assert_allclose(scatter, expected, rtol=1e-9, atol=1e-9)
@@ -295,7 +295,7 @@ def test_kernels_equal_numpy(n_members, dim, set_size, scale, kind, seed):
     if kind == "constant":
         features[:] = features[0]
     features = (features * scale).astype(np.float32)
-    layout = frames.set_layout(rng.permutation(dim), set_size)
+    layout = ordering.set_layout(rng.permutation(dim), set_size)
     size, n_sets = layout.shape
     members, unit = np.arange(n_members)[None], scale**2
     n = int(rng.integers(1, size + 1))

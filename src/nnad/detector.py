@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from nnad import __version__, model_file
 from nnad.backbones import Backbone, load_backbone
 from nnad.calibrate import Calibration
+from nnad.cores import usable_cores
 from nnad.errors import ImageError, ImageWarning, InputError, ModelError
-from nnad.features import extract, usable_cores
+from nnad.features import extract
 from nnad.images import Source, find_images
 from nnad.neighbors import Bank
 from nnad.operators import Operator, make_operator, operator_name, settings

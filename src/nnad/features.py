@@ -4,7 +4,6 @@ Each worker thread reads one image and embeds it; Pillow and ONNX Runtime both l
 while they work, so every core is busy and nothing waits for a batch to fill.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nnad.backbones import Backbone
+from nnad.cores import usable_cores
 from nnad.errors import ImageError
 from nnad.images import Source, read_image
 
@@ -74,10 +74,3 @@ def own(source: Source) -> Source:
         except Exception:  # it cannot be decoded: reading it will say so, with its name
             return source
     return source
-
-
-def usable_cores() -> int:
-    """Cores that this process is allowed to run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,8 +7,8 @@ outside them could belong among the k nearest. Where it could, the query is sear
 rows that the bound admits. The result equals a float64 brute force, ties going to the lower row,
 and does not depend on how queries are batched or the bank is cut.
 
-The two steps beside the product are numpy functions (`NUMPY`); `nnad.operators.frames` has compiled
-ones, for those who import it.
+The two steps beside the product are numpy functions (`NUMPY`); `nnad.operators.compiled_search`
+has compiled ones, for those who import it.
 """
 
 from collections.abc import Callable

@@ -25,8 +25,12 @@ from numpy.typing import NDArray
 
 from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors, checked_features
-from nnad.operators import frames
+from nnad.operators import frames, ordering
 from nnad.operators.arguments import check_choice, check_count
+from nnad.operators.compiled import in_threads
+from nnad.operators.compiled_search import COMPILED
+from nnad.operators.frame_cache import FrameCache
+from nnad.operators.pair_sums import pair_parts
 
 _BLOCK_BYTES = 4_000_000  # frames that are unpacked at a time
 _LOCK = threading.RLock()  # what operators remember is filled by one thread at a time
@@ -122,11 +126,11 @@ class KNNN:
             InputError: fewer than 3 rows, so that a row has no 2 neighbours to vary.
         """
         _check_rows(bank)
-        mean, scatter = frames.moments(bank.features)
+        mean, scatter = ordering.moments(bank.features)
         vbar = float(scatter.trace()) / (len(bank) - 1) / len(mean)
         order = np.arange(len(mean))
         if self.reorder:
-            order = frames.greedy_order(frames.abs_correlations(scatter), self.set_size)
+            order = ordering.greedy_order(ordering.abs_correlations(scatter), self.set_size)
         del scatter
         return self._set(bank, order, vbar)
 
@@ -163,7 +167,7 @@ class KNNN:
         self.vbar = vbar if vbar > 0 else 1.0  # equal rows: every direction is as good
         self.k_used = min(self.k, len(bank))
         self.k_prime_used = min(self.k_prime, len(bank) - 1)
-        self._layout = frames.set_layout(order, self.set_size)  # (L, S)
+        self._layout = ordering.set_layout(order, self.set_size)  # (L, S)
         size, sets = self._layout.shape
         self._by_factor = self.p == 2 and self.n_vectors in (None, size)
         n = self.n_vectors or size
@@ -266,7 +270,7 @@ class KNNN:
         k: int,
         exclude: NDArray[np.intp] | None = None,
     ) -> NDArray[np.int64]:
-        return self.bank.nearest(queries, k, exclude=exclude, kernels=frames.COMPILED).rows
+        return self.bank.nearest(queries, k, exclude=exclude, kernels=COMPILED).rows
 
     def _checked(self, queries: NDArray[Any]) -> NDArray[np.float32]:
         return checked_features(queries, "queries", dim=self.bank.features.shape[1])
@@ -284,8 +288,8 @@ class KNNN:
         """Sums over sets and eigenvectors (Q, k, R), and if asked for their parts (Q, k, S)."""
         totals = np.empty((*rows.shape, len(ridges)))
         parts = np.empty((len(rows) if by_set else 0, rows.shape[1], self._layout.shape[1]))
-        frames.in_threads(
-            frames.pair_parts,
+        in_threads(
+            pair_parts,
             len(queries),
             *(queries, self.bank.features, rows, slots, found, self._layout),
             *(ridges, 0 if self._by_factor else self.p, parts, totals),
@@ -304,7 +308,7 @@ class KNNN:
         self, rows: NDArray[np.int64], count: int, absent: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
         """(M,) bank rows -> (M, count) their nearest other rows."""
-        return self.bank.neighborhoods(rows, count, absent=absent, kernels=frames.COMPILED)
+        return self.bank.neighborhoods(rows, count, absent=absent, kernels=COMPILED)
 
     def _build(self, members: NDArray[np.int64]) -> NDArray[Any]:
         """(M, k') neighbourhoods -> (M, ., S) frames in the chosen precision."""
@@ -312,7 +316,7 @@ class KNNN:
         built = np.empty((len(members), *self._frame_shape), dtype=np.float32)
         members = np.ascontiguousarray(members)
         args = (self.bank.features, members, self._layout, self.vbar, built)
-        frames.in_threads(kernel, len(members), *args)
+        in_threads(kernel, len(members), *args)
         return built.astype(self.precision, copy=False)
 
     def _frames_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -330,8 +334,8 @@ class KNNN:
                 )
             return frames.unpacked(self._cache.frames, places), slots
 
-    def _empty_cache(self) -> "_FrameCache":
-        return _FrameCache(len(self.bank), self._frame_shape, self.precision, self._cache_frames())
+    def _empty_cache(self) -> "FrameCache":
+        return FrameCache(len(self.bank), self._frame_shape, self.precision, self._cache_frames())
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_cache"}
@@ -351,31 +355,6 @@ class KNNN:
             np.dtype(self.precision).itemsize * entries * sets
         )
         return int(min(len(self.bank), max(self.k_used, affordable)))
-
-
-class _FrameCache:
-    """The most recently used frames, at most `capacity`."""
-
-    def __init__(self, n_rows: int, shape: tuple[int, int], precision: str, capacity: int) -> None:
-        self.frames = np.empty((capacity, *shape), dtype=precision)
-        self._place = np.full(n_rows, -1, dtype=np.int32)  # of each bank row
-        self._row = np.full(capacity, -1, dtype=np.int64)  # in each place
-        self._used = np.zeros(capacity, dtype=np.int64)  # when
-        self._now = 0
-
-    def places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places (M,) of M <= `capacity` distinct rows, and which of the M are to be filled."""
-        self._now += 1
-        places = self._place[rows].astype(np.int64)
-        self._used[places[places >= 0]] = self._now
-        missing = np.flatnonzero(places < 0)
-        oldest = np.argsort(self._used, kind="stable")[: len(missing)]
-        evicted = self._row[oldest]
-        self._place[evicted[evicted >= 0]] = -1
-        self._place[rows[missing]] = places[missing] = oldest
-        self._row[oldest] = rows[missing]
-        self._used[oldest] = self._now
-        return places, missing
 
 
 def without(near: NDArray[Any], left_out: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors, checked_features
-from nnad.operators import frames
+from nnad.operators import frames, ordering
 from nnad.operators.arguments import check_count
+from nnad.operators.compiled import in_threads
+from nnad.operators.compiled_search import COMPILED
 from nnad.operators.knnn import Explanation, checked_order, without
 from nnad.transforms import l2
 
@@ -81,7 +83,7 @@ class AuthorKNNN:
         self.bank, self.order = bank, order
         self._directions = Bank(l2(bank.features))
         self._constant = np.flatnonzero(np.ptp(bank.features, axis=0) == 0)
-        self._layout = frames.set_layout(order, self.set_size)  # (L, S)
+        self._layout = ordering.set_layout(order, self.set_size)  # (L, S)
         self._sizes = (self._layout >= 0).sum(axis=0)  # (S,)
         width = min(max(self.k, self.k_prime) + 1, len(bank))
         self._near = self._search(self._directions.features, width)  # (N, width)
@@ -147,7 +149,7 @@ class AuthorKNNN:
 
     def _search(self, directions: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Rows of the k nearest by cosine, which is Euclidean among vectors of length 1."""
-        return self._directions.nearest(directions, k, kernels=frames.COMPILED).rows
+        return self._directions.nearest(directions, k, kernels=COMPILED).rows
 
     def _changed(self, queries: NDArray[np.float32]) -> NDArray[np.bool_]:
         """(Q, D) -> (Q,): whether a feature differs that is constant in the bank."""
@@ -171,7 +173,7 @@ class AuthorKNNN:
         found = np.empty((rows.size, size * (1 + size), sets))
         members = np.ascontiguousarray(members).reshape(rows.size, -1)
         args = (self.bank.features, members, self._layout, 1.0, found)
-        frames.in_threads(frames.eigen_frames, rows.size, *args)
+        in_threads(frames.eigen_frames, rows.size, *args)
         sd = found[:, :size]  # (P, L, S), ascending; 0 beyond a short last set
         vectors = found[:, size:].reshape(-1, size, size, sets)  # (P, j, i, S)
 
@@ -188,7 +190,7 @@ class AuthorKNNN:
 
 
 def author_order(features: NDArray[np.float32], set_size: int) -> NDArray[np.int64]:
-    """The author's re-ordering, (N, D) -> (D,): `frames.greedy_order` but for ties and constants.
+    """The author's re-ordering, (N, D) -> (D,): `ordering.greedy_order` but for ties and constants.
 
     Constant features are put last. Each pick changes places with the entry it displaces, and ties
     go to whatever then stands first.
