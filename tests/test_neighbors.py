@@ -139,3 +139,19 @@ def test_rows_that_do_not_exist_cannot_be_excluded():
 def test_no_queries():
     found = Bank(np.zeros((3, 2))).nearest(np.zeros((0, 2)), 2)
     assert found.sq_dists.shape == found.rows.shape == (0, 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    width=st.integers(1, 3000),
+    count=st.integers(1, 12),
+    levels=st.sampled_from([3, 1_000_000]),
+    seed=st.integers(0, 1000),
+)
+def test_the_smallest_of_each_row(width, count, levels, seed):
+    count = min(count, width)
+    values = np.random.default_rng(seed).integers(0, levels, (3, width)).astype(np.float32)
+    columns = neighbors._smallest(values, count)
+    assert all(len(set(row)) == count for row in columns.tolist())
+    found = np.sort(np.take_along_axis(values, columns, 1), axis=1)
+    np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, :count])

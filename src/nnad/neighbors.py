@@ -24,6 +24,7 @@ _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
 _NORM_ROWS = 1024  # bank rows squared in float64 at a time
+_GROUP = 32  # columns of which only the least is looked at first
 _EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
 
 
@@ -46,9 +47,21 @@ class Kernels(NamedTuple):
 
 
 def _smallest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    if count >= values.shape[1]:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    return np.argpartition(values, count - 1, axis=1)[:, :count]
+    width = values.shape[1]
+    if count >= width:
+        return np.broadcast_to(np.arange(width), values.shape)
+    groups = width // _GROUP
+    if groups <= 4 * count:
+        return np.argpartition(values, count - 1, axis=1)[:, :count]
+    # Group j holds columns j, j + groups, ... The smallest values of a row lie in the groups with
+    # the smallest minima, so only few columns have to be sorted out.
+    grouped = values[:, : groups * _GROUP].reshape(len(values), _GROUP, groups)
+    best = np.argpartition(grouped.min(axis=1), count - 1, axis=1)[:, :count]  # (Q, count)
+    columns = best[:, :, None] + groups * np.arange(_GROUP)  # (Q, count, _GROUP)
+    rest = np.broadcast_to(np.arange(groups * _GROUP, width), (len(values), width % _GROUP))
+    columns = np.hstack([columns.reshape(len(values), -1), rest])
+    picked = np.argpartition(np.take_along_axis(values, columns, 1), count - 1, axis=1)
+    return np.take_along_axis(columns, picked[:, :count], 1)
 
 
 def _sq_dists(
