@@ -167,6 +167,11 @@ def test_wrong_arguments_are_named(wrong):
 def test_an_operator_of_ones_own(good_folder, new_folder):
     by_name = Detector(operator="knn", k=5).fit(good_folder)
     assert by_name.score(new_folder) == Detector(operator=KNN(5)).fit(good_folder).score(new_folder)
+    shared = KNN(3)
+    first = Detector(operator=shared).fit(good_folder)
+    before = first.score(new_folder)
+    Detector(operator=shared, transform="raw").fit(good_folder)
+    assert first.score(new_folder) == before
     with pytest.raises(InputError, match="k: goes with the name of an operator"):
         Detector(operator=KNN(5), k=2)
     with pytest.raises(InputError, match="operator 'kmeans' has no k"):

@@ -1,5 +1,6 @@
 """The whole path in one place: images -> features -> bank -> score -> p-value -> decision."""
 
+import copy
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -117,7 +118,7 @@ class Detector:
                 raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
         self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
         self.transform = transform
-        self.operator = operator
+        self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
         self._asked_false_alarms = false_alarms
 

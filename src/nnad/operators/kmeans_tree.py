@@ -165,11 +165,10 @@ class TreeKNN:
         )
         return self
 
-    def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Scores:
-        """(Q, D) -> (Q,)."""
-        if found is None:
-            found = self._tree.nearest(queries, clipped(self.k, self.bank), visit=self.visit)
-        return np.asarray(found.sq_dists[:, : self.k].mean(axis=1))
+    def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Scores:  # noqa: ARG002
+        """(Q, D) -> (Q,), by the tree's own search, as the left-out scores are."""
+        nearest = self._tree.nearest(queries, clipped(self.k, self.bank), visit=self.visit)
+        return np.asarray(nearest.sq_dists.mean(axis=1))
 
     def left_out_scores(self) -> Scores:
         """(N,) the score of each bank row against the others."""
