@@ -73,34 +73,34 @@ class Hull:
     def _scores(
         self, queries: NDArray[Any], rows: NDArray[np.int64], absent: NDArray[np.int64] | None
     ) -> Scores:
-        reduce = np.min if self.reduction == "min" else np.mean
+        k = rows.shape[1]
         scores = np.empty(len(rows))
-        step = max(1, _CHUNK_ELEMENTS // ((self.m + 1) * self.bank.features.shape[1]))
+        step = max(1, _CHUNK_ELEMENTS // (k * (self.m + 1) * self.bank.features.shape[1]))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            gone = None if absent is None else absent[part]
-            chunk = np.asarray(queries[part], dtype=np.float64)
-            each = [self._from_hulls(chunk, column, gone) for column in rows[part].T]
-            scores[part] = reduce(each, axis=0)
+            each_query = np.repeat(np.asarray(queries[part], dtype=np.float64), k, axis=0)
+            gone = None if absent is None else np.repeat(absent[part], k)
+            each = self._from_hulls(each_query, rows[part].ravel(), gone).reshape(-1, k)  # (q, k)
+            scores[part] = each.min(axis=1) if self.reduction == "min" else each.mean(axis=1)
         return scores
 
     def _from_hulls(
         self, queries: Scores, rows: NDArray[np.int64], absent: NDArray[np.int64] | None
     ) -> Scores:
-        """s_n of each query (q, D) for one neighbour n of each, (q,)."""
-        around = self.bank.neighborhoods(rows, self.m, absent=absent)  # (q, m)
+        """s_n of queries (p, D) and one neighbour n of each, (p,)."""
+        around = self.bank.neighborhoods(rows, self.m, absent=absent)  # (p, m)
         points = self.bank.features[np.column_stack([rows, around])].astype(np.float64)
-        steps = queries - points[:, 0]  # (q, D), v
-        points -= points.mean(axis=1, keepdims=True)  # (q, m + 1, D), X
-        sq_lengths = np.square(steps).sum(axis=1)  # (q,)
-        gram = points @ np.swapaxes(points, 1, 2)  # (q, m + 1, m + 1), X X'
-        along = np.einsum("qmd,qd->qm", points, steps)  # (q, m + 1), X v
+        steps = queries - points[:, 0]  # (p, D), v
+        points -= points.mean(axis=1, keepdims=True)  # (p, m + 1, D), X
+        sq_lengths = np.square(steps).sum(axis=1)  # (p,)
+        gram = points @ np.swapaxes(points, 1, 2)  # (p, m + 1, m + 1), X X'
+        along = np.einsum("qmd,qd->qm", points, steps)  # (p, m + 1), X v
         ridge = self.ridge * self._vbar * (points.shape[1] - 1)
         if ridge > 0:
             gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] += ridge
             free = np.einsum("qm,qm->q", along, np.linalg.solve(gram, along[..., None])[..., 0])
         else:
-            values, vectors = np.linalg.eigh(gram)  # (q, m + 1), (q, m + 1, m + 1)
+            values, vectors = np.linalg.eigh(gram)  # (p, m + 1), (p, m + 1, m + 1)
             spans = values > _SPAN * values.max(axis=1, keepdims=True)
             inverse = np.divide(1, values, out=np.zeros_like(values), where=spans)
             turned = np.einsum("qmj,qm->qj", vectors, along)
