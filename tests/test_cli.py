@@ -207,6 +207,7 @@ def test_presets_and_operators(good_folder, new_folder, tmp_path):
     assert nnad(*fit, tmp_path / "dn2", "--preset", "dn2").returncode == 0
     told = nnad("info", tmp_path / "dn2").stdout
     assert "knn, k=2, squared=True, reduction=mean, metric=euclidean" in told
+    assert "guarantee        proven" in told
     assert "raw" in told
     assert nnad(*fit, tmp_path / "both", "--preset", "dn2", "--k", 3).returncode == 2
     for name in NAMES:

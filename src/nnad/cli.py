@@ -147,7 +147,7 @@ def info(model: Model) -> None:
     """Tell what a model is made of and what it promises."""
     from nnad.calibrate import round_up
     from nnad.detector import Detector
-    from nnad.operators import describe
+    from nnad.operators import describe, operator_name
 
     detector = Detector.load(model)
     backbone, calibration = detector.backbone, detector.calibration
@@ -160,6 +160,9 @@ def info(model: Model) -> None:
         "operator": describe(detector.operator),
         "chosen": detector.reason,
         "false alarms": _promise(detector),
+        "guarantee": "proven for good images from the same source"
+        if operator_name(detector.operator) == "knn"
+        else "measured, not proven, for this operator (proven for knn; docs/how-it-works.md)",
         "threshold": f"{calibration.threshold(detector.false_alarms):.6g}",
         "smallest budget": f"{round_up(calibration.smallest_budget):g}",
     }
