@@ -157,6 +157,18 @@ def test_names_that_are_not_unicode(model, new_folder, tmp_path):
         assert b"\xff.png" in done.stdout
 
 
+def test_output_that_is_ascii_or_closed(model, new_folder, tmp_path):
+    image = tmp_path / "ünï\n\x1b[31m.png"
+    shutil.copy(new_folder / "odd_0.png", image)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([NNAD, "score", model, image], capture_output=True, env=environment)
+    assert done.returncode == 0
+    assert "ünï\\n\\x1b[31m.png" in done.stdout.decode()
+    for closed in (">&-", "2>&-"):
+        command = f"{NNAD} score {model} {new_folder} --csv {tmp_path}/r.csv {closed}"
+        assert subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0
+
+
 def test_nobody_reads_the_output(model, new_folder):
     shell = f"{NNAD} score {model} {new_folder} --csv - 2>/dev/null | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell])

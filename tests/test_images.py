@@ -1,4 +1,5 @@
 import io
+import os
 import random
 import warnings
 
@@ -266,6 +267,23 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     names = [name.removeprefix(f"{tmp_path}/a/") for name, _ in find_images(tmp_path / "a")]
     assert names == ["1.png", "link/2.png"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_one_bad_image(tmp_path, monkeypatch):
+    (tmp_path / "1.png").write_bytes(b"x")
+    (tmp_path / "locked").mkdir()
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root may look everywhere
+    names = [name for name, _ in find_images(tmp_path)]
+    assert [n.removeprefix(f"{tmp_path}/") for n in names] == ["1.png", "locked"]
+    with pytest.raises(ImageError, match="locked: cannot be read: Permission denied"):
+        read_image(names[1])
 
 
 def test_a_name_that_is_too_long_is_one_bad_image():

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnad.crossfit import cross_fitted
 from nnad.errors import InputError
 from nnad.neighbors import Bank
+from nnad.operators import make_operator
 from nnad.operators.global_ import Global
 from nnad.operators.hull import Hull
 from nnad.operators.kmeans import KMeans
@@ -240,3 +242,27 @@ def test_bad_searches_of_a_tree():
         tree.nearest(cloud(1, 2), 10)
     with pytest.raises(InputError, match="visit=0"):
         tree.nearest(cloud(1, 2), 1, visit=0)
+
+
+@pytest.mark.parametrize("name", ["global", "knnn-author", "kmeans"])
+def test_what_is_learnt_from_all_rows_is_scored_by_folds(name):
+    """With more features than rows the eigenvectors know each row; new rows must not look odd."""
+    points, new = np.abs(cloud(60, 200)), np.abs(cloud(60, 200, seed=1))
+    operator = make_operator(name).fit(Bank(points))
+    left_out, scores = operator.left_out_scores(), operator.score(new)
+    assert np.mean(left_out) > 0.9 * np.mean(scores)
+    assert np.mean(scores > np.quantile(left_out, 0.9)) < 0.2
+
+
+def test_cross_fitted_by_hand():
+    features = np.arange(10.0)[:, None]
+    held: list[float] = []
+
+    def score(bank, held_out):
+        assert len(bank) == 8
+        assert not np.isin(held_out, bank).any()
+        held.extend(held_out[:, 0])
+        return held_out[:, 0] * 2
+
+    np.testing.assert_array_equal(cross_fitted(features, score), np.arange(10) * 2)
+    assert sorted(held) == list(range(10))

@@ -1,3 +1,6 @@
+import os
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,7 +8,7 @@ from PIL import Image
 from nnad import InputError
 from nnad.demo import area_under_roc
 from nnad.detector import Neighbor, Result
-from nnad.report import contact_sheet, csv_writer, json_writer
+from nnad.report import check_outputs, contact_sheet, csv_writer, json_writer
 
 
 def test_contact_sheet_shows_each_image_beside_its_nearest(tmp_path):
@@ -53,6 +56,44 @@ def test_files_appear_only_when_complete(writer, tmp_path):
     with pytest.raises(RuntimeError):
         write_and_fail()
     assert not list(tmp_path.iterdir())
+
+
+def test_pipes_are_written_into_and_links_are_followed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    with csv_writer(str(tmp_path / "pipe")):
+        pass
+    reader.join()
+    assert read[0].startswith("path,score")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with json_writer(str(tmp_path / "link")):
+        pass
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "[]\n"
+
+
+def test_outputs_that_would_destroy_something(tmp_path):
+    model, other = tmp_path / "m", str(tmp_path / "a.csv")
+    check_outputs([other, str(tmp_path / "b")], model)
+    for paths, message in (
+        ([other, f"{tmp_path}/./a.csv"], "same place"),
+        ([str(model / "manifest.json")], "model's own folder"),
+        (["-", "-"], "same place"),
+        ([""], "empty name"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_outputs(paths, model)
+    for writer in (csv_writer, json_writer):
+        with pytest.raises(InputError, match="name of a picture"), writer("photo.jpg"):
+            pass
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    result = Result(str(tmp_path / "a.png"), 1.0, 0.1, True, (Neighbor("b", 1.0),))
+    with pytest.raises(InputError, match="one of the scored pictures"):
+        contact_sheet([result], str(tmp_path / "a.png"))
 
 
 def test_no_results_are_still_a_file(tmp_path):

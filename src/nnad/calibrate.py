@@ -7,11 +7,11 @@ argument of conformal prediction (Vovk, Gammerman and Shafer, "Algorithmic Learn
 World", 2005).
 
 The good scores are leave-one-out scores, which makes every image serve twice, as bank and as
-calibration. For k-NN distances that comes at no cost to the promise. Full conformal prediction would add the new image to
-the bank and score each of the n + 1 images against the other n. A larger bank can only shorten k-NN
-distances, so the leave-one-out scores are at least as high as those, p is at least as large as the
-exact p, and the promise holds. (It holds on average over banks, as every such promise does.)
-For operators whose scores a larger bank can also raise there is no such proof;
+calibration. For k-NN distances that costs the promise nothing. Full conformal prediction would add
+the new image to the bank and score each of the n + 1 images against the other n. A larger bank
+can only shorten k-NN distances, so the leave-one-out scores are at least as high as those, p is at
+least as large as the exact p, and the promise holds. (It holds on average over banks, as every such
+promise does.) For operators whose scores a larger bank can also raise there is no such proof;
 benchmarks/false_alarms.py measures them.
 """
 

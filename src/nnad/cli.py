@@ -5,6 +5,8 @@ interrupted; 141 nobody reads the output.
 """
 
 import io
+import os
+import re
 import sys
 import traceback
 import warnings
@@ -90,11 +92,18 @@ def fit(
 def score(
     model: Model,
     images: Annotated[list[str], typer.Argument(help="Images: files, folders or globs.")],
-    csv: Annotated[str, typer.Option(help="Write a CSV file; - for standard output.")] = "",
-    json: Annotated[str, typer.Option(help="Write a JSON file; - for standard output.")] = "",
+    csv: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Write a CSV file; - for standard output."),
+    ] = None,
+    json: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Write a JSON file; - for standard output."),
+    ] = None,
     picture: Annotated[
-        str, typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg).")
-    ] = "",
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg)."),
+    ] = None,
     false_alarms: FalseAlarms = None,
     fail_on_anomaly: Annotated[
         bool,
@@ -103,10 +112,9 @@ def score(
 ) -> None:
     """Score images with a saved model."""
     from nnad.detector import Detector
-    from nnad.report import check_picture, contact_sheet
+    from nnad.report import check_outputs, check_picture, contact_sheet
 
-    if csv == json == "-":
-        raise typer.BadParameter("only one of --csv and --json can be standard output")
+    check_outputs([p for p in (csv, json, picture) if p is not None], model)
     if picture:
         check_picture(picture)
     detector = Detector.load(model)
@@ -126,7 +134,11 @@ def score(
 
 
 def _score(
-    detector: "Detector", images: Any, false_alarms: float | None, csv: str, json: str
+    detector: "Detector",
+    images: Any,
+    false_alarms: float | None,
+    csv: str | None,
+    json: str | None,
 ) -> list["Result"]:
     """Score and write the files as results come."""
     from nnad.report import csv_writer, json_writer
@@ -221,7 +233,8 @@ def _tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
     for r in scored[:_SHOWN]:
         verdict = "ANOMALY" if r.is_anomaly else "good"
         print(
-            f"{r.score:>8.4g}  {r.p_value:<7.4f}  {verdict:<7}  {r.name}  ({r.nearest[0].name})",
+            f"{r.score:>8.4g}  {r.p_value:<7.4f}  {verdict:<7}  "
+            f"{_visible(r.name)}  ({_visible(r.nearest[0].name)})",
             file=out,
         )
     if len(scored) > _SHOWN:
@@ -239,9 +252,14 @@ def _tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
 
 def _tell_unread(unread: list["Result"]) -> None:
     for result in unread[:_SHOWN]:
-        print(f"nnad: {result.error}", file=sys.stderr)
+        print(f"nnad: {_visible(str(result.error))}", file=sys.stderr)
     if len(unread) > _SHOWN:
         print(f"nnad: ... and {len(unread) - _SHOWN} more unreadable images", file=sys.stderr)
+
+
+def _visible(text: str) -> str:
+    """Control characters of a file name written out, so that they do nothing to the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 def _show_version(wanted: bool) -> None:
@@ -267,9 +285,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 def main() -> None:
     """Run the command. Exit code 1 means anomalies and nothing else; what goes wrong is more."""
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (to the end)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # names need be neither ASCII nor UTF-8
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     sys.exit(_run())
 
 

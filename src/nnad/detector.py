@@ -17,6 +17,7 @@ from nnad import __version__, model_file
 from nnad.backbones import Backbone, load_backbone
 from nnad.calibrate import Calibration
 from nnad.cores import usable_cores
+from nnad.crossfit import cross_fitted
 from nnad.errors import ImageError, ImageWarning, InputError, ModelError
 from nnad.features import extract
 from nnad.images import Source, find_images
@@ -145,9 +146,9 @@ class Detector:
         """
         named, total = _named(images)
         if total is not None:
-            named = dict(named).items()  # a path that was given twice counts once
+            named = _without_repeats(named)
             total = len(named)
-            self._check_count(total)
+            self._check_budget(total)
         names, features, skipped = [], [], []
         for name, feature in self._extract(named, total, "good images", progress):
             if isinstance(feature, ImageError):
@@ -157,9 +158,13 @@ class Detector:
                 features.append(feature)
         if skipped and not features:
             raise InputError(f"none of {len(skipped)} images can be read; {skipped[0].error}")
-        self._check_count(len(names))
+        needed = max(4, getattr(self.operator, "k", 1) + 1)
+        if len(names) < needed:
+            reason = f" ({skipped[0].error})" if skipped else ""
+            raise InputError(f"{len(names)} good images are too few, {needed} are needed{reason}")
+        self._check_budget(len(names))
         self._set(tuple(names), np.stack(features), {})
-        self.calibration = Calibration(self.operator.left_out_scores())
+        self.calibration = Calibration(self._left_out_scores())
         self.skipped = tuple(skipped)
         self._warn_of_twins()
         return self
@@ -255,10 +260,7 @@ class Detector:
             raise InputError("this detector has seen no good images; call fit first")
         return self
 
-    def _check_count(self, count: int) -> None:
-        needed = max(4, getattr(self.operator, "k", 1) + 1)
-        if count < needed:
-            raise InputError(f"{count} good images are too few: at least {needed} are needed")
+    def _check_budget(self, count: int) -> None:
         if self._asked_false_alarms is not None:
             Calibration(np.empty(count)).check(self._asked_false_alarms)
 
@@ -275,6 +277,17 @@ class Detector:
             self.operator.restore(self._bank, operator_state)  # type: ignore[attr-defined]
         else:
             self.operator.fit(self._bank)
+
+    def _left_out_scores(self) -> NDArray[np.float64]:
+        if self.transform != "white":  # what it learns from all images would know each of them
+            return self.operator.left_out_scores()
+
+        def score(good: NDArray[Any], held_out: NDArray[Any]) -> NDArray[np.float64]:
+            transform = fit_transform(self.transform, good)
+            operator = copy.copy(self.operator).fit(Bank(transform(good)))
+            return operator.score(transform(held_out))
+
+        return cross_fitted(self.features, score)
 
     def _warn_of_twins(self) -> None:
         first: dict[bytes, str] = {}
@@ -333,6 +346,15 @@ class Detector:
                 for row, distance in zip(found.rows[i], np.sqrt(found.sq_dists[i]), strict=True)
             )
             yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
+
+
+def _without_repeats(named: Iterable[tuple[str, Source]]) -> list[tuple[str, Source]]:
+    """A file that was given twice, however its path is spelt, counts once."""
+    kept: dict[str, tuple[str, Source]] = {}
+    for name, source in named:
+        place = os.path.realpath(source) if isinstance(source, str | os.PathLike) else name
+        kept.setdefault(place, (name, source))
+    return list(kept.values())
 
 
 def _named(

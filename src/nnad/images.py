@@ -100,11 +100,12 @@ def _find_files(path: str) -> list[str]:
 
 
 def _walk(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot look into this folder: {error.strerror}")
-
     found, seen = [], set()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+
+    def report(error: OSError) -> None:  # as an image that cannot be read
+        found.append(str(error.filename))
+
+    for parent, folders, names in os.walk(folder, onerror=report, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link to a folder that was walked already
             folders.clear()
@@ -169,6 +170,7 @@ def _from_file(path: Path, name: str) -> Image.Image:
         if path.suffix.lower() in _RAW:  # Pillow would read the thumbnail inside
             raise ImageError("a camera's raw file; convert it to TIFF, PNG or JPEG")
         if path.is_dir():
+            os.scandir(path).close()  # one that cannot be looked into says so
             raise ImageError("is a folder, not an image")
         if path.exists() and not path.is_file():
             raise ImageError("is not a regular file")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nnad.detector import Result
 from nnad.errors import ImageError, InputError
 from nnad.files import replacing
-from nnad.images import read_image
+from nnad.images import EXTENSIONS, read_image
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")
 _SIDE = 200  # pixels of a picture in a contact sheet
@@ -31,6 +32,8 @@ def csv_writer(path: str) -> Iterator[Any]:
     The file appears, complete, when the block ends.
     """
     with ExitStack() as stack:
+        if Path(path).suffix.lower() in EXTENSIONS:
+            raise InputError(f"{path}: has the name of a picture; choose another for a CSV file")
         if path == "-":
             text: IO[str] = sys.stdout
         else:
@@ -55,6 +58,8 @@ def csv_writer(path: str) -> Iterator[Any]:
 def json_writer(path: str) -> Iterator[Any]:
     """Like `csv_writer`, as a JSON array with all neighbours and distances."""
     with ExitStack() as stack:
+        if Path(path).suffix.lower() in EXTENSIONS:
+            raise InputError(f"{path}: has the name of a picture; choose another for a JSON file")
         if path == "-":
             out: IO[bytes] = sys.stdout.buffer
         else:
@@ -73,9 +78,17 @@ def json_writer(path: str) -> Iterator[Any]:
 
 @contextmanager
 def _replacing(path: str) -> Iterator[IO[bytes]]:
-    _check_place(Path(path))
-    with replacing(Path(path)) as file:
-        yield file
+    target = Path(os.path.realpath(path))  # a link stays a link
+    _check_place(target)
+    try:
+        if target.exists() and not target.is_file():  # a device or a pipe is written into
+            with target.open("wb") as file:
+                yield file
+        else:
+            with replacing(target) as file:
+                yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _check_place(path: Path) -> None:
@@ -95,6 +108,8 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
         InputError: nothing to show, or the picture cannot be written there.
     """
     kind = check_picture(path)
+    if os.path.realpath(path) in {os.path.realpath(r.name) for r in results}:
+        raise InputError(f"{path}: is one of the scored pictures; choose another name")
     scored = [r for r in results if r.score is not None]
     shown = sorted(scored, key=lambda r: -(r.score or 0))[:most]
     if not shown:
@@ -108,6 +123,18 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
         _draw_pair(sheet, corner, result)
     with _replacing(path) as file:
         sheet.save(file, format=kind)
+
+
+def check_outputs(paths: Sequence[str], model: Path) -> None:
+    """Raise an `InputError` if an output would destroy another, the model or a picture."""
+    real = [os.path.realpath(path) for path in paths]
+    for path, place in zip(paths, real, strict=True):
+        if not path:
+            raise InputError("an output has an empty name")
+        if real.count(place) > 1:
+            raise InputError(f"{path}: two outputs cannot go to the same place")
+        if Path(place).is_relative_to(os.path.realpath(model)):
+            raise InputError(f"{path}: is in the model's own folder; choose another place")
 
 
 def check_picture(path: str) -> str:

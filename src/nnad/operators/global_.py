@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.crossfit import cross_fitted
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
 from nnad.operators.spaces import directions, normalized_length
@@ -25,8 +26,7 @@ class Global:
         ridge: added to every eigenvalue, in units of vbar, the mean variance of a bank feature.
         p: 1 as in Eq. 3, or 2: squared terms, which make the Mahalanobis distance.
 
-    The score is the mean over neighbours, which ranks as the sum does. Leaving a row out changes
-    its neighbours, not the eigenvectors: one row of N moves those little.
+    The score is the mean over neighbours, which ranks as the sum does.
     """
 
     def __init__(self, k: int = 3, *, ridge: float = 1.0, p: int = 2) -> None:
@@ -51,11 +51,16 @@ class Global:
         return self._normalized(queries, found.rows[:, :k])
 
     def left_out_scores(self) -> Scores:
-        """(N,) the score of each bank row against the others."""
-        k = clipped(self.k, self.bank, left_out=True)
-        everyone = np.arange(len(self.bank))
-        found = self.bank.nearest(self.bank.features, k, exclude=everyone)
-        return self._normalized(self.bank.features, found.rows)
+        """(N,) scores by eigenvectors that the row had no part in, from five folds of the bank.
+
+        With fewer rows than features the eigenvectors of all rows would know each of them.
+        """
+        return cross_fitted(
+            self.bank.features,
+            lambda bank, held_out: (
+                Global(self.k, ridge=self.ridge, p=self.p).fit(Bank(bank)).score(held_out)
+            ),
+        )
 
     def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Scores:
         scores = np.zeros(len(rows))

@@ -8,11 +8,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.crossfit import cross_fitted
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_count
 
 Scores = NDArray[np.float64]
-_FOLDS = 5
 
 
 class KMeans:
@@ -47,19 +47,12 @@ class KMeans:
         return _two_nearest(queries, self.centers)
 
     def left_out_scores(self) -> Scores:
-        """(N,) scores against centres that the row had no part in, from five folds of the bank.
-
-        A fold's centres come from 4/5 of the bank, so these scores are a little high.
-        """
-        scores = np.empty(len(self.bank))
-        folds = min(_FOLDS, len(self.bank))
-        fold = np.random.default_rng(self.seed).permutation(len(self.bank)) % folds
-        for i in range(folds):
-            features = self.bank.features
-            scores[fold == i] = _two_nearest(
-                features[fold == i], self._centers(features[fold != i])
-            )
-        return scores
+        """(N,) scores against centres that the row had no part in, from five folds of the bank."""
+        return cross_fitted(
+            self.bank.features,
+            lambda bank, held_out: _two_nearest(held_out, self._centers(bank)),
+            seed=self.seed,
+        )
 
     def _centers(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         from sklearn.cluster import KMeans as SklearnKMeans

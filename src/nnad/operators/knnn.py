@@ -357,13 +357,6 @@ class KNNN:
         return int(min(len(self.bank), max(self.k_used, affordable)))
 
 
-def without(near: NDArray[Any], left_out: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """(M, W) neighbours, nearest first -> the first `count` that are not left_out (M,)."""
-    is_out = near == left_out[:, None]
-    kept = np.argsort(is_out, axis=1, kind="stable")[:, :count]  # the one left out goes last
-    return np.take_along_axis(near, kept, axis=1).astype(np.int64)
-
-
 def checked_order(state: dict[str, NDArray[Any]], bank: Bank) -> NDArray[np.int64]:
     """The stored order (D,), or an `InputError` if it is not a permutation of the features."""
     dim = bank.features.shape[1]

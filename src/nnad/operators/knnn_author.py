@@ -19,13 +19,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.crossfit import cross_fitted
 from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors, checked_features
 from nnad.operators import frames, ordering
 from nnad.operators.arguments import check_count
 from nnad.operators.compiled import in_threads
 from nnad.operators.compiled_search import COMPILED
-from nnad.operators.knnn import Explanation, checked_order, without
+from nnad.operators.knnn import Explanation, checked_order
 from nnad.transforms import l2
 
 _PAIRS = 128  # query-neighbour pairs at a time: 8 MB of frames with D = 1,280
@@ -85,7 +86,7 @@ class AuthorKNNN:
         self._constant = np.flatnonzero(np.ptp(bank.features, axis=0) == 0)
         self._layout = ordering.set_layout(order, self.set_size)  # (L, S)
         self._sizes = (self._layout >= 0).sum(axis=0)  # (S,)
-        width = min(max(self.k, self.k_prime) + 1, len(bank))
+        width = min(self.k_prime, len(bank))
         self._near = self._search(self._directions.features, width)  # (N, width)
         return self
 
@@ -104,27 +105,21 @@ class AuthorKNNN:
         return scores
 
     def left_out_scores(self) -> NDArray[np.float64]:
-        """(N,) scores of the bank's rows, each as if it had never been in the bank.
+        """(N,) scores by a bank that the row was not in, from five folds.
 
-        Only the order and the list of constant features stay those of the full bank.
+        The order of the features and their constancy are learnt from all rows at once.
 
         Raises:
-            InputError: fewer than 3 rows, so that 2 are not left.
+            InputError: fewer than 4 rows.
         """
-        n_rows = len(self.bank)
-        if n_rows < 3:
-            raise InputError(f"bank: {n_rows} rows; to leave one out takes at least 3")
-        scores = np.empty(n_rows)
-        k, k_prime = min(self.k, n_rows - 1), min(self.k_prime, n_rows - 1)
-        step = max(1, _PAIRS // k)
-        for start in range(0, n_rows, step):
-            left_out = np.arange(start, min(start + step, n_rows))
-            rows = without(self._near[left_out], left_out, k)  # (q, k)
-            members = without(self._near[rows.ravel()], np.repeat(left_out, k), k_prime)
-            members = members.reshape(*rows.shape, k_prime)
-            parts = self._parts(self.bank.features[left_out], rows, members)
-            scores[left_out] = parts.sum(axis=2).mean(axis=1)
-        return scores
+        if len(self.bank) < 4:
+            raise InputError(f"bank: {len(self.bank)} rows; to leave some out takes at least 4")
+
+        def score(bank: NDArray[Any], held_out: NDArray[Any]) -> NDArray[np.float64]:
+            author = AuthorKNNN(self.k, self.k_prime, set_size=self.set_size)
+            return author.fit(Bank(bank)).score(held_out)
+
+        return cross_fitted(self.bank.features, score)
 
     def explain(self, query: NDArray[Any]) -> Explanation:
         """(D,) -> what each neighbour and each set of features adds to the score.
