@@ -1,7 +1,10 @@
 """Shared pictures and models, all made here."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ["SCIPY_ARRAY_API"] = "1"  # scikit-learn's own checks then leave none out
 
 import numpy as np
 import pytest
