@@ -32,8 +32,7 @@ def csv_writer(path: str) -> Iterator[Any]:
     The file appears, complete, when the block ends.
     """
     with ExitStack() as stack:
-        if Path(path).suffix.lower() in EXTENSIONS:
-            raise InputError(f"{path}: has the name of a picture; choose another for a CSV file")
+        _refuse_picture_name(path)
         if path == "-":
             text: IO[str] = sys.stdout
         else:
@@ -58,8 +57,7 @@ def csv_writer(path: str) -> Iterator[Any]:
 def json_writer(path: str) -> Iterator[Any]:
     """Like `csv_writer`, as a JSON array with all neighbours and distances."""
     with ExitStack() as stack:
-        if Path(path).suffix.lower() in EXTENSIONS:
-            raise InputError(f"{path}: has the name of a picture; choose another for a JSON file")
+        _refuse_picture_name(path)
         if path == "-":
             out: IO[bytes] = sys.stdout.buffer
         else:
@@ -74,6 +72,11 @@ def json_writer(path: str) -> Iterator[Any]:
         yield add
         out.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
         out.flush()
+
+
+def _refuse_picture_name(path: str) -> None:
+    if Path(path).suffix.lower() in EXTENSIONS:
+        raise InputError(f"{path}: has the name of a picture; choose another for CSV or JSON")
 
 
 @contextmanager

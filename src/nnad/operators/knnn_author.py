@@ -87,19 +87,18 @@ class AuthorKNNN:
         self._layout = ordering.set_layout(order, self.set_size)  # (L, S)
         self._sizes = (self._layout >= 0).sum(axis=0)  # (S,)
         width = min(self.k_prime, len(bank))
-        self._near = self._search(self._directions.features, width)  # (N, width)
+        self._near = self._search(self._directions.features, width)  # (N, k'), itself among them
         return self
 
     def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> NDArray[np.float64]:  # noqa: ARG002 (Euclidean neighbours are of no use here)
         """(Q, D) -> (Q,), higher is more anomalous."""
         queries = checked_features(queries, "queries", dim=self.bank.features.shape[1])
         rows = self._search(l2(queries), min(self.k, len(self.bank)))
-        members = self._near[:, : min(self.k_prime, len(self.bank))]
         scores = np.empty(len(queries))
         step = max(1, _PAIRS // rows.shape[1])
         for start in range(0, len(queries), step):
             block = slice(start, start + step)
-            parts = self._parts(queries[block], rows[block], members[rows[block]])
+            parts = self._parts(queries[block], rows[block], self._near[rows[block]])
             scores[block] = parts.sum(axis=2).mean(axis=1)
         scores[self._changed(queries)] = np.finfo(np.float64).max
         return scores
@@ -130,8 +129,7 @@ class AuthorKNNN:
             np.asarray(query)[None], "queries", dim=self.bank.features.shape[1]
         )
         rows = self._search(l2(queries), min(self.k, len(self.bank)))
-        members = self._near[rows][:, :, : min(self.k_prime, len(self.bank))]
-        parts = self._parts(queries, rows, members)[0] / rows.shape[1]
+        parts = self._parts(queries, rows, self._near[rows])[0] / rows.shape[1]
         score = float(self.score(queries)[0])
         if self._changed(queries)[0]:
             constant = self._constant[
