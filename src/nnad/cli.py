@@ -63,6 +63,7 @@ def fit(
         Optional[int],  # noqa: UP045
         typer.Option(help="The operator's neighbours; its own default otherwise."),
     ] = None,
+    cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
 ) -> None:
     """Learn from good images and save a model."""
@@ -82,7 +83,7 @@ def fit(
     detector = Detector(
         network, transform=transform, operator=scorer, k=k, false_alarms=false_alarms
     )
-    detector.fit(good, progress=True)
+    detector.fit(good, cache=cache, progress=True)
     detector.save(model, overwrite=overwrite)
     _tell_unread(list(detector.skipped))
     print(f"{model}: fitted on {len(detector.names)} good images; {_promise(detector)}")

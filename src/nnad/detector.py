@@ -133,11 +133,19 @@ class Detector:
         """The false-alarm budget in force."""
         return self._asked_false_alarms or self._fitted().calibration.default_budget()
 
-    def fit(self, images: Source | Iterable[Source], *, progress: bool = False) -> Self:
+    def fit(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        cache: bool = True,
+        progress: bool = False,
+    ) -> Self:
         """Learn what good images look like.
 
         Args:
             images: see `find_images`; at least 4 that can be read, and more than the operator's k.
+            cache: neither decode nor embed again what was fitted before, see
+                `nnad.feature_cache`; the result is the same, bit for bit.
             progress: show a bar on a terminal.
 
         Raises:
@@ -150,7 +158,7 @@ class Detector:
             total = len(named)
             self._check_budget(total)
         names, features, skipped = [], [], []
-        for name, feature in self._extract(named, total, "good images", progress):
+        for name, feature in self._extract(named, total, "good images", progress, cache=cache):
             if isinstance(feature, ImageError):
                 skipped.append(Result(name, error=str(feature)))
             else:
@@ -310,10 +318,11 @@ class Detector:
         total: int | None,
         label: str,
         progress: bool,
+        cache: bool = False,
     ) -> Iterator[tuple[str, NDArray[np.float32] | ImageError]]:
         workers = self.workers or usable_cores()
         ahead = workers if total is None else None
-        extracted = extract(named, self.backbone, workers=workers, ahead=ahead)
+        extracted = extract(named, self.backbone, workers=workers, ahead=ahead, cache=cache)
         return track(extracted, total, label, show=progress)
 
     def _results(

@@ -11,7 +11,6 @@ which have no squeeze-and-excite.
 """
 
 import hashlib
-import os
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.errors import BackboneError
-from nnad.files import replacing
+from nnad.files import cache_folder, replacing
 from nnad.weights import read_state_dict
 
 Array = NDArray[np.float32]
@@ -77,14 +76,6 @@ def load_onnx(name: str) -> bytes:
     content = build_onnx(name, read_state_dict(_weights_path(name), variant.sha256))
     _cache(folder / f"{stem}-{hashlib.sha256(content).hexdigest()}.onnx", content)
     return content
-
-
-def cache_folder() -> Path:
-    """`$NNAD_CACHE`, else `$XDG_CACHE_HOME/nnad`, else `~/.cache/nnad`."""
-    if chosen := os.environ.get("NNAD_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "nnad"
 
 
 def _cache(path: Path, content: bytes) -> None:

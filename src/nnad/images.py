@@ -19,6 +19,8 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,6 +41,8 @@ _SUFFIXES = "apng bmp dib gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm 
 EXTENSIONS = _RAW | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".split()}
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
 _SHADES_16_BIT = 257  # 65535 / 255
+_LARGEST_CONTENT = 256_000_000  # bytes that `content_of` takes into memory
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
 def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
@@ -148,6 +152,8 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
         raise ImageError(f"cannot read an image from a {type(source).__name__}")
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
+    except ImageWarning as warning:  # whoever calls has made warnings errors
+        raise ImageError(str(warning)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image in a format nnad reads ({_formats()})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -192,7 +198,7 @@ def _decode(file: Any, name: str) -> Image.Image:
         _check_size(image.width, image.height)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # MPO: a photo and its preview
-            _warn(f"{name}: {frames} frames or pages; only the first is used")
+            warn(name, f"{frames} frames or pages; only the first is used")
             image.seek(0)
         image.load()
         return _to_rgb(image, name)
@@ -240,9 +246,10 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
         array = array.astype(np.uint8) * 255
     elif np.issubdtype(array.dtype, np.uint16):
         if 0 < (high := int(array.max())) < 4096:
-            _warn(
-                f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
-                f"the camera has fewer bits, scale the values up before"
+            warn(
+                name,
+                f"16-bit image whose brightest value is {high} of 65535: nearly black; if the "
+                f"camera has fewer bits, scale the values up before",
             )
         array = np.round(array / _SHADES_16_BIT)
     elif np.issubdtype(array.dtype, np.floating):
@@ -256,5 +263,43 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     return _to_rgb(image, name)
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, ImageWarning, stacklevel=2)
+def content_of(source: Source) -> bytes | NDArray[Any] | None:
+    """The bytes of an image file, or an array: what the image is, whatever its name.
+
+    None for what only `read_image` can judge or should hold: PIL images, folders, missing files,
+    raw photos, files above 256 MB.
+    """
+    match source:
+        case bytes():
+            return source
+        case np.ndarray() if not isinstance(source, np.ma.MaskedArray):
+            return source
+        case str() | os.PathLike():
+            path = Path(source)
+            try:
+                if path.suffix.lower() in _RAW or not path.is_file():
+                    return None
+                return path.read_bytes() if path.stat().st_size <= _LARGEST_CONTENT else None
+            except (OSError, ValueError, MemoryError):
+                return None
+    return None
+
+
+def warn(name: str, text: str) -> None:
+    """Issue an `ImageWarning` about an image, or collect its text."""
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(text)
+    else:
+        warnings.warn(f"{name}: {text}", ImageWarning, stacklevel=2)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """The texts of this thread's image warnings go to a list instead."""
+    collected: list[str] = []
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
