@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -379,7 +380,7 @@ def test_an_interrupted_fit_keeps_what_it_has(database, embedded):
 
 
 def test_the_command(good_folder, database, tmp_path):
-    nnad = shutil.which("nnad", path=str(os.path.dirname(sys.executable)))
+    nnad = shutil.which("nnad", path=str(Path(sys.executable).parent))
     fit = [nnad, "fit", str(good_folder), "--model"]
     subprocess.run([*fit, str(tmp_path / "a"), "--no-cache"], check=True, capture_output=True)
     assert not database.exists()

@@ -131,6 +131,8 @@ class Backbone:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # int8 products that would overflow on x86 without VNNI are made in a slower way there
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             return onnxruntime.InferenceSession(
                 self.onnx, options, providers=["CPUExecutionProvider"]

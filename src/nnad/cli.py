@@ -63,6 +63,9 @@ def fit(
         Optional[int],  # noqa: UP045
         typer.Option(help="The operator's neighbours; its own default otherwise."),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or int8: smaller and faster, not quite equal.")
+    ] = "float32",
     cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
 ) -> None:
@@ -81,7 +84,12 @@ def fit(
             raise typer.BadParameter("--preset stands for --transform, --operator and --k")
         transform, scorer = presets.preset(preset)
     detector = Detector(
-        network, transform=transform, operator=scorer, k=k, false_alarms=false_alarms
+        network,
+        transform=transform,
+        operator=scorer,
+        k=k,
+        false_alarms=false_alarms,
+        precision=precision,
     )
     detector.fit(good, cache=cache, progress=True)
     detector.save(model, overwrite=overwrite)

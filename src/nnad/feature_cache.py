@@ -12,7 +12,6 @@ one is removed. Images that cannot be read, and PIL images, are not in it.
 
 import hashlib
 import json
-import os
 import platform
 import sqlite3
 import threading
