@@ -20,7 +20,7 @@ from nnad.backbones import Backbone, load_backbone
 from nnad.detector import Detector
 
 ROUNDS = 5
-IMAGES = 300
+IMAGES = 150
 
 
 def seconds(photos: Path, backbone: Backbone, *, cache: bool) -> float:

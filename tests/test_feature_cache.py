@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import signal
@@ -14,11 +15,13 @@ import pytest
 from conftest import draw
 from PIL import Image
 
-from nnad import Detector, ImageError, ImageWarning, feature_cache, load_backbone
+from nnad import Detector, ImageError, ImageWarning, feature_cache, images, load_backbone
 from nnad.backbones import Backbone
 from nnad.feature_cache import FeatureCache
 from nnad.features import extract
 from nnad.files import cache_folder
+
+network = functools.cache(load_backbone)  # else each empty cache folder has it built again
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def features(sources, backbone, **options):
 
 
 def stored(database):
-    with sqlite3.connect(database) as connection:
+    with sqlite3.connect(database, timeout=60) as connection:
         rows = connection.execute("SELECT count(*) FROM feature").fetchone()[0]
     connection.close()
     return rows
@@ -69,7 +72,7 @@ def test_a_second_fit_embeds_nothing_and_is_equal_bit_for_bit(good_folder, datab
 
 
 def test_the_same_content_under_any_name_and_from_memory(good_folder, database, embedded, tmp_path):
-    backbone = load_backbone()
+    backbone = network()
     path = sorted(good_folder.iterdir())[0]
     shutil.copy(path, tmp_path / "other.jpg")
     (first,) = features([path], backbone, cache=True)
@@ -94,7 +97,7 @@ def test_shape_dtype_and_backbone_are_part_of_the_key(database, embedded):
     flat = np.zeros((4, 16), np.uint8)
     same_bytes = [flat, flat.reshape(8, 8), flat.astype(bool), flat.reshape(16, 4)]
     for options in ({}, {"flips": "horizontal"}, {"geometry": "letterbox"}):
-        features(same_bytes, load_backbone(**options), cache=True)
+        features(same_bytes, network(**options), cache=True)
     assert len(embedded) == 12
     assert stored(database) == 12
 
@@ -103,7 +106,7 @@ def test_warnings_come_again_with_the_name_of_the_moment(database, embedded, tmp
     frames = [Image.fromarray(draw(i)) for i in range(2)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     content = (tmp_path / "a.gif").read_bytes()
-    backbone = load_backbone()
+    backbone = network()
     for name in ("first", "second", "third"):
         with pytest.warns(ImageWarning, match=f"^{name}: 2 frames or pages"):
             list(extract([(name, content)], backbone, cache=True))
@@ -129,7 +132,7 @@ def test_errors_are_as_without_the_cache_and_not_kept(database, tmp_path):
     (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:-2000])
     sources = [*sorted(tmp_path.glob("*.*")), tmp_path / "missing.png", "a\0b", b"", b"x"]
     sources += [np.full((4, 4), 2.0), np.zeros((2, 2), object), np.zeros((0, 3)), 7]
-    backbone = load_backbone()
+    backbone = network()
     plain = features(sources, backbone)
     assert sum(isinstance(f, ImageError) for f in plain) == len(sources) - 1
     for _ in range(2):
@@ -138,12 +141,19 @@ def test_errors_are_as_without_the_cache_and_not_kept(database, tmp_path):
     assert stored(database) == 1
 
 
-def test_pil_images_and_masked_arrays_are_read_anew(database, embedded):
-    sources = [Image.fromarray(draw(0)), np.ma.masked_greater(draw(0), 90)]
+def test_pil_images_masked_arrays_and_large_files_are_read_anew(
+    database, embedded, good_folder, monkeypatch
+):
+    monkeypatch.setattr(images, "_LARGEST_CONTENT", 5_000)
+    large = [draw(0), next(good_folder.iterdir())]
+    small = draw(0, size=(40, 30))
+    sources = [Image.fromarray(small), np.ma.masked_greater(small, 90), *large]
     for _ in range(2):
-        features(sources, load_backbone(), cache=True)
-    assert len(embedded) == 4
+        features(sources, network(), cache=True)
+    assert len(embedded) == 8
     assert stored(database) == 0
+    features([small], network(), cache=True)
+    assert stored(database) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +169,7 @@ def test_pil_images_and_masked_arrays_are_read_anew(database, embedded):
     ],
 )
 def test_a_damaged_value_is_not_returned_and_mended(damage, database, embedded):
-    backbone = load_backbone()
+    backbone = network()
     (first,) = features([draw(0)], backbone, cache=True)
     connection = sqlite3.connect(database)
     (value,) = connection.execute("SELECT value FROM feature").fetchone()
@@ -172,7 +182,7 @@ def test_a_damaged_value_is_not_returned_and_mended(damage, database, embedded):
 
 
 def test_a_value_of_another_image_is_not_returned(database, embedded):
-    backbone = load_backbone()
+    backbone = network()
     expected = features([draw(0), draw(1)], backbone, cache=True)
     connection = sqlite3.connect(database)
     (value,) = connection.execute("SELECT value FROM feature").fetchone()
@@ -185,13 +195,13 @@ def test_a_value_of_another_image_is_not_returned(database, embedded):
 
 
 def check_that_a_fit_works(expected, count=3):
-    found = features([draw(i) for i in range(count)], load_backbone(), cache=True)
+    found = features([draw(i) for i in range(count)], network(), cache=True)
     np.testing.assert_array_equal(found, expected[:count])
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return features([draw(i) for i in range(6)], load_backbone())
+    return features([draw(i) for i in range(6)], network())
 
 
 def test_damaged_files_are_replaced(database, expected, embedded):
@@ -287,17 +297,17 @@ def test_the_size_is_bounded_and_the_least_recently_used_go(database, monkeypatc
     monkeypatch.setattr(feature_cache, "_EVICTED", 4)
     limit = 60 * 5300
     for start in (0, 20):
-        cache = FeatureCache(load_backbone(), limit)
+        cache = FeatureCache(network(), limit)
         fill(cache, range(start, start + 20))
         cache.close()
-    cache = FeatureCache(load_backbone(), limit)
+    cache = FeatureCache(network(), limit)
     assert kept(cache, range(40)) == list(range(40))
     assert kept(cache, range(10)) == list(range(10))  # used last, though written first
     cache.close()
-    cache = FeatureCache(load_backbone(), limit)
+    cache = FeatureCache(network(), limit)
     fill(cache, range(100, 130))
     cache.close()
-    cache = FeatureCache(load_backbone(), limit)
+    cache = FeatureCache(network(), limit)
     assert kept(cache, range(10)) == list(range(10))
     assert kept(cache, range(100, 130)) == list(range(100, 130))
     gone = sorted(set(range(10, 40)) - set(kept(cache, range(10, 40))))
@@ -307,14 +317,14 @@ def test_the_size_is_bounded_and_the_least_recently_used_go(database, monkeypatc
         fill(cache, range(start, start + 100))
         assert database.stat().st_size < limit + 16 * 5500
     cache.close()
-    tiny = FeatureCache(load_backbone(), 1)
+    tiny = FeatureCache(network(), 1)
     fill(tiny, range(5))
     tiny.close()
     assert stored(database) == 0
 
 
 def test_threads_share_one_cache(database):
-    cache = FeatureCache(load_backbone())
+    cache = FeatureCache(network())
     wrong = []
 
     def work(seed):
@@ -337,15 +347,17 @@ def test_threads_share_one_cache(database):
 
 
 WRITER = """
-import sys, numpy as np
+import sys, time, numpy as np
 from nnad import feature_cache
 from nnad.feature_cache import FeatureCache
 class Network: fingerprint, dim = "x", 1280
 feature_cache._BATCH = 8
+feature_cache._PATIENCE = 30
 start = int(sys.argv[1])
 cache = FeatureCache(Network())
 for key in range(start, start + int(sys.argv[2])):
     cache._put(key.to_bytes(32, "big"), np.full(1280, key, np.float32), [])
+    time.sleep(0.001)  # as if it embedded
 cache.close()
 """
 
@@ -356,15 +368,14 @@ def test_processes_share_it_and_a_kill_leaves_it_whole(database):
     assert [process.wait() for process in both] == [0, 0]
     assert stored(database) == 400
 
-    for i in range(3):
-        with subprocess.Popen([*run, str(10_000 * (i + 1)), "1000000"]) as process:
-            before = stored(database)
-            start = time.monotonic()
-            while stored(database) == before:
-                assert time.monotonic() - start < 60
+    for start in (10_000, 20_000, 30_000):
+        before = stored(database)
+        with subprocess.Popen([*run, str(start), "5000"]) as process:
+            while process.poll() is None and stored(database) == before:
                 time.sleep(0.003)
             process.send_signal(signal.SIGKILL)
-    cache = FeatureCache(load_backbone())
+        assert before < stored(database) < before + 5000
+    cache = FeatureCache(network())
     for key in (5, 1005, 10_000, 20_000, 30_000):
         feature, warned = cache._get(key.to_bytes(32, "big"))
         assert (feature == key).all()
@@ -373,7 +384,7 @@ def test_processes_share_it_and_a_kill_leaves_it_whole(database):
 
 
 def test_an_interrupted_fit_keeps_what_it_has(database, embedded):
-    extracted = extract([(str(i), draw(i)) for i in range(9)], load_backbone(), cache=True)
+    extracted = extract([(str(i), draw(i)) for i in range(9)], network(), cache=True)
     next(extracted)
     extracted.close()
     assert stored(database) == len(embedded) > 0

@@ -82,7 +82,7 @@ class Detector:
         false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
             or 1 / (n + 1) when there are too few good images (n < 99) for that.
         precision: `float32`, or `int8`: `fit` first makes an int8 copy of the backbone, calibrated
-            on at most 100 of the good images, see `nnad.int8`.
+            on at most 100 of the good images, see `nnad.int8`. A loaded model keeps its copy.
         workers: threads that decode and embed; one a core by default.
 
     After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone

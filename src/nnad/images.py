@@ -267,13 +267,13 @@ def content_of(source: Source) -> bytes | NDArray[Any] | None:
     """The bytes of an image file, or an array: what the image is, whatever its name.
 
     None for what only `read_image` can judge or should hold: PIL images, folders, missing files,
-    raw photos, files above 256 MB.
+    raw photos, masked arrays, anything above 256 MB.
     """
     match source:
         case bytes():
             return source
         case np.ndarray() if not isinstance(source, np.ma.MaskedArray):
-            return source
+            return source if source.nbytes <= _LARGEST_CONTENT else None
         case str() | os.PathLike():
             path = Path(source)
             try:
