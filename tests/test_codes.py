@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from nnad import neighbors
 from nnad.codes import Codes
-from nnad.neighbors import NUMPY, Bank
+from nnad.neighbors import Bank
 from nnad.operators.compiled_search import COMPILED
+from nnad.search_steps import NUMPY
 
 
 def distances(queries, bank):

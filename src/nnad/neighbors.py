@@ -8,12 +8,9 @@ rows that the bound admits. Many queries of a large bank are proposed by integer
 faster still (codes.py); those for which integers prove nothing go the way above. The result equals
 a float64 brute force, ties going to the lower row, and does not depend on the way it was found, how
 queries are batched or the bank is cut.
-
-The two steps beside the product are numpy functions (`NUMPY`); `nnad.operators.compiled_search`
-has compiled ones, for those who import it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,17 +18,15 @@ from numpy.typing import NDArray
 
 from nnad.codes import LARGEST_DIM, Codes
 from nnad.errors import InputError
+from nnad.search_steps import NUMPY, Kernels, exclude_rows, in_order, proposed
 
 _SPARE = 8  # candidates beyond k that are measured exactly
 _CODING_QUERIES = 64  # queries in one call that are worth making codes for
 _CODED_QUERIES = 8  # queries in one call for which codes, once made, are the faster way
-_LARGEST_KEY = 2**30  # above every key of the codes
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
 _NORM_ROWS = 1024  # bank rows squared in float64 at a time
-_GROUP = 32  # columns of which only the least is looked at first
-_EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
 
 
 class Neighbors(NamedTuple):
@@ -39,56 +34,6 @@ class Neighbors(NamedTuple):
 
     sq_dists: NDArray[np.float64]  # (Q, k) squared Euclidean distances
     rows: NDArray[np.int64]  # (Q, k)
-
-
-class Kernels(NamedTuple):
-    """What a search does beside the matrix product."""
-
-    # values (Q, n), count -> (Q, count) columns of the smallest values in each row, unordered
-    smallest: Callable[[NDArray[Any], int], NDArray[np.int64]]
-    # queries (Q, D), bank (N, D), owner (P,), rows (P,) -> (P,) squared distances in float64 of
-    # queries[owner] and bank[rows]
-    sq_dists: Callable[
-        [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
-        NDArray[np.float64],
-    ]
-
-
-def _smallest(values: NDArray[Any], count: int) -> NDArray[np.int64]:
-    width = values.shape[1]
-    if count >= width:
-        return np.broadcast_to(np.arange(width), values.shape)
-    groups = width // _GROUP
-    if groups <= 4 * count:
-        return np.argpartition(values, count - 1, axis=1)[:, :count]
-    # Group j holds columns j, j + groups, ... The smallest values of a row lie in the groups with
-    # the smallest minima, so only few columns have to be sorted out.
-    grouped = values[:, : groups * _GROUP].reshape(len(values), _GROUP, groups)
-    best = np.argpartition(grouped.min(axis=1), count - 1, axis=1)[:, :count]  # (Q, count)
-    columns = best[:, :, None] + groups * np.arange(_GROUP)  # (Q, count, _GROUP)
-    rest = np.broadcast_to(np.arange(groups * _GROUP, width), (len(values), width % _GROUP))
-    columns = np.hstack([columns.reshape(len(values), -1), rest])
-    picked = np.argpartition(np.take_along_axis(values, columns, 1), count - 1, axis=1)
-    return np.take_along_axis(columns, picked[:, :count], 1)
-
-
-def _sq_dists(
-    queries: NDArray[np.float32],
-    bank: NDArray[np.float32],
-    owner: NDArray[np.int64],
-    rows: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    sq_dists = np.empty(len(rows))
-    step = max(1, _EXACT_ELEMENTS // bank.shape[1])
-    for i in range(0, len(rows), step):
-        part = slice(i, i + step)
-        difference = bank[rows[part]].astype(np.float64)  # (step, D)
-        difference -= queries[owner[part]]
-        sq_dists[part] = np.square(difference, out=difference).sum(axis=1)
-    return sq_dists
-
-
-NUMPY = Kernels(_smallest, _sq_dists)
 
 
 class Bank:
@@ -224,7 +169,7 @@ class Bank:
             block = slice(start, start + _QUERY_ROWS)
             excluded = None if exclude is None else np.asarray(exclude)[block]
             coded = codes.encode(queries[block])
-            keys, candidates = _proposed(codes.keys(coded), _proposals(k), excluded, kernels)
+            keys, candidates = proposed(codes.keys(coded), _proposals(k), excluded, kernels)
             order = np.argsort(keys, axis=1)
             candidates = np.take_along_axis(candidates, order, 1)
             least = codes.least_distances(coded, np.take_along_axis(keys, order, 1))  # (q, c)
@@ -238,7 +183,7 @@ class Bank:
             owner, column = np.nonzero((least <= kth) & np.isinf(exact))
             doubtful = candidates[owner, column]
             exact[owner, column] = kernels.sq_dists(queries[block], self.features, owner, doubtful)
-            sq_dists[block], rows[block] = _sorted(exact, candidates, k)
+            sq_dists[block], rows[block] = in_order(exact, candidates, k)
             is_open[block] = least[:, -1] <= kth[:, 0]  # a row not proposed could be as near
             if is_open[block].mean() > 0.5:  # rounding leaves too little of such features
                 self._codes, self._coding_failed = None, True
@@ -254,9 +199,9 @@ class Bank:
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         q_sq_norms = np.square(queries, dtype=np.float64).sum(1)  # (q,)
         wanted = min(k + _SPARE, len(self))
-        proxies, candidates = _proposed(self._proxies(queries), wanted, exclude, kernels)
+        proxies, candidates = proposed(self._proxies(queries), wanted, exclude, kernels)
         sq_dists = self._sq_dists(queries, candidates, exclude, kernels)
-        sq_dists, rows = _sorted(sq_dists, candidates, k)
+        sq_dists, rows = in_order(sq_dists, candidates, k)
         if wanted == len(self):
             return sq_dists, rows
 
@@ -282,10 +227,10 @@ class Bank:
         """Search one query (1, D) again among all rows whose proxy is at most `limit`."""
         found = []
         for start, proxies in self._proxies(query):
-            _exclude(proxies, start, exclude)
+            exclude_rows(proxies, start, exclude)
             found.append(np.flatnonzero(proxies[0] <= limit) + start)
         candidates = np.concatenate(found)[None]  # (1, c)
-        sq_dists, rows = _sorted(self._sq_dists(query, candidates, None, kernels), candidates, k)
+        sq_dists, rows = in_order(self._sq_dists(query, candidates, None, kernels), candidates, k)
         return sq_dists[0], rows[0]
 
     def _proxies(self, queries: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -326,42 +271,6 @@ class Bank:
 def _proposals(k: int) -> int:
     """Candidates that integers propose for k neighbours."""
     return 4 * k + 32
-
-
-def _proposed(
-    blocks: Iterator[tuple[int, NDArray[Any]]],
-    wanted: int,
-    exclude: NDArray[np.intp] | None,
-    kernels: Kernels,
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The least keys (q, wanted) of all blocks, and their rows; unordered."""
-    keys, rows = None, np.empty(0, dtype=np.int64)
-    for start, block in blocks:
-        _exclude(block, start, exclude)
-        best = kernels.smallest(block, wanted)
-        block = np.take_along_axis(block, best, 1)
-        best = best + start
-        if keys is not None:
-            block, best = np.hstack([keys, block]), np.hstack([rows, best])
-            least = kernels.smallest(block, wanted)
-            block, best = (np.take_along_axis(each, least, 1) for each in (block, best))
-        keys, rows = block, best
-    return np.asarray(keys), rows
-
-
-def _exclude(keys: NDArray[Any], start: int, exclude: NDArray[np.intp] | None) -> None:
-    """Make the excluded row's key the largest, in place; keys (q, n) are of rows from `start`."""
-    if exclude is not None:
-        here = np.flatnonzero((exclude >= start) & (exclude < start + keys.shape[1]))
-        keys[here, exclude[here] - start] = np.inf if keys.dtype.kind == "f" else _LARGEST_KEY
-
-
-def _sorted(
-    sq_dists: NDArray[np.float64], rows: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The k nearest, by distance and then by row."""
-    order = np.lexsort((rows, sq_dists), axis=1)[:, :k]
-    return np.take_along_axis(sq_dists, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def checked_features(

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.neighbors import Kernels
 from nnad.operators.compiled import compiled, in_threads, summing
+from nnad.search_steps import Kernels
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
