@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nnad.errors import ImageError, ImageWarning, InputError
 from nnad.lists import LIST_SUFFIXES, read_list
-from nnad.zips import read_member, zip_members
+from nnad.zips import read_member, zip_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ _SHADES_16_BIT = 257  # 65535 / 255
 def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
     """Name every picture in `images`, in order.
 
-    A folder or `.zip` archive stands for all image files in it and below, sorted by path; hidden
-    ones and other file types are passed over. A list, `.csv` or `.json`, stands for every path in
-    it, see `nnad.lists`. A string with `*`, `?` or `[` that is no file stands for what it matches.
-    Paths and crops are named by themselves, everything else `image[i]` by its position.
+    A folder, a `.zip` archive or a folder in one stands for all image files in it and below, sorted
+    by path; hidden ones and other file types are passed over. A list, `.csv` or `.json`, stands for
+    every path in it, see `nnad.lists`. A string with `*`, `?` or `[` that is no file stands for
+    what it matches. Paths and crops are named by themselves, all else `image[i]` by its position.
 
     Args:
         images: a path, folder, archive, list, glob, bytes of an image file, PIL image, array
@@ -105,12 +105,9 @@ def _is_batch(array: NDArray[Any]) -> bool:
 def _find_files(path: str) -> list[str]:
     if not path:
         raise InputError("images: an empty string is not a path")
-    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where this says no)
-        return walk(path)
-    if path.lower().endswith(".zip") and os.path.isfile(path):  # noqa: PTH113
-        return walk(path)
-    if path.lower().endswith(LIST_SUFFIXES):
-        return [entry.path for entry in read_list(path)]
+    folder = find_in_folder(path)
+    if folder is not None:
+        return folder
     if glob.has_magic(path) and not os.path.lexists(path):
         found = []
         for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps ./)
@@ -118,22 +115,26 @@ def _find_files(path: str) -> list[str]:
         if not found:
             raise InputError(f"{path}: no file matches")
         return list(dict.fromkeys(found))
+    if path.lower().endswith(LIST_SUFFIXES):
+        return [entry.path for entry in read_list(path)]
     return [path]
 
 
-def walk(path: str) -> list[str]:
-    """The image files of a folder or zip archive, sorted by path.
+def find_in_folder(path: str) -> list[str] | None:
+    """The image files of a folder, a zip archive or a folder in one, sorted; None if it is neither.
 
     Raises:
         InputError: it holds none, or the archive cannot be read.
     """
-    if os.path.isdir(path):  # noqa: PTH112
-        found, kind = _walk(path), "folder"
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where this says no)
+        found = _walk(path)
     else:
-        members = (name for name in zip_members(path) if _is_image(name))
-        found, kind = [str(Path(path, name)) for name in members], "archive"
+        members = zip_folder(path)
+        if members is None:
+            return None
+        found = [name for name in members if _is_image(name)]
     if not found:
-        raise InputError(f"{path}: this {kind} holds no image files")
+        raise InputError(f"{path}: this folder holds no image files")
     return found
 
 
