@@ -36,17 +36,14 @@ def read_list(path: str) -> list[Entry]:
     Raises:
         DatasetError: it cannot be read, has no paths, or a line is malformed; told with its number.
     """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = (
-                _json_rows(file, path) if path.lower().endswith(".json") else _csv_rows(file, path)
-            )
+    parse = _json_rows if path.lower().endswith(".json") else _csv_rows
+    try:  # file names need not be UTF-8, and keep their bytes
+        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = parse(file, path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: not a list in UTF-8: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON: {error}") from None
+    except csv.Error as error:
+        raise DatasetError(f"{path}: not a CSV file: {error}") from None
     if not rows:
         raise DatasetError(f"{path}: this list names no images")
     return [_entry(row, place, Path(path).parent) for row, place in rows]
@@ -55,13 +52,16 @@ def read_list(path: str) -> list[Entry]:
 def _csv_rows(file: Any, path: str) -> list[tuple[dict[str, Any], str]]:
     reader = csv.DictReader(file, skipinitialspace=True)
     if "path" not in (reader.fieldnames or ()):
-        found = ", ".join(reader.fieldnames or ()) or "nothing"
-        raise DatasetError(f"{path}, line 1: no column `path`; the header names {found[:200]}")
+        found = ascii(",".join(reader.fieldnames or ()))[:200]
+        raise DatasetError(f"{path}, line 1: no column `path`; the header is {found}")
     return [(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
 def _json_rows(file: Any, path: str) -> list[tuple[dict[str, Any], str]]:
-    content = json.load(file)
+    try:
+        content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, list):
         raise DatasetError(f"{path}: not a list but a {type(content).__name__}")
     rows = [({"path": row} if isinstance(row, str) else row) for row in content]

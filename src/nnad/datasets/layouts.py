@@ -41,7 +41,7 @@ def load_dataset(
 ) -> Dataset:
     """Load labelled images; the layout is recognised, and told by `Dataset.layout`.
 
-    Classes called `good` or `normal` are good; if none is, and train has a single class, that one.
+    Classes called `good` or `normal` are good, and the class of train if it has but one.
 
     Args:
         path: a folder, a zip archive or a folder in one, or a `.csv` or `.json` list.
@@ -184,9 +184,8 @@ def _dataset(
     """Build a data set from (file, class, mask)."""
     found = sorted({name for _, name, _ in train + test})
     in_train = {name for _, name, _ in train}
-    good = [name for name in found if name.casefold() in GOOD_NAMES]
-    if not good and len(in_train) == 1 < len(found):
-        good = list(in_train)
+    alone = in_train if len(in_train) == 1 else set()
+    good = [name for name in found if name.casefold() in GOOD_NAMES or name in alone]
     classes = (*good, *(name for name in found if name not in good))
     numbers = {name: i for i, name in enumerate(classes)}
 

@@ -200,7 +200,7 @@ def mvtec_ad(folder: Path_, categories: Iterable[str] = MVTEC_CATEGORIES) -> dic
     for name in categories:
         path = Path(folder) / name
         data = split_folders(str(path), as_tree(str(path), _images(path, _MVTEC)))
-        if data.layout != "MVTec layout" or data.classes[0] != "good":
+        if data.classes[0] != "good" or data.train.labels.any():
             raise DatasetError(f"{path}: train is not one folder `good`; the original is {_MVTEC}")
         anomalous = data.is_anomaly(data.test)
         for image, mask, bad in zip(data.test.names, data.test.masks, anomalous, strict=True):
