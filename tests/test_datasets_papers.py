@@ -1,7 +1,9 @@
 """The papers' data sets, each on a tiny tree with the structure and the formats of the original."""
 
 import gzip
+import hashlib
 import io
+import itertools
 import os
 import pickle
 import struct
@@ -35,8 +37,130 @@ from nnad.datasets import (
 from nnad.datasets.pixels import read_idx
 from nnad.images import read_image
 
-COARSE = [f"coarse_{i}" for i in range(20)]
-FINE = [f"fine_{i}" for i in range(100)]
+COARSE = [
+    "aquatic_mammals",
+    "fish",
+    "flowers",
+    "food_containers",
+    "fruit_and_vegetables",
+    "household_electrical_devices",
+    "household_furniture",
+    "insects",
+    "large_carnivores",
+    "large_man-made_outdoor_things",
+    "large_natural_outdoor_scenes",
+    "large_omnivores_and_herbivores",
+    "medium_mammals",
+    "non-insect_invertebrates",
+    "people",
+    "reptiles",
+    "small_mammals",
+    "trees",
+    "vehicles_1",
+    "vehicles_2",
+]
+FINE = [
+    "apple",
+    "aquarium_fish",
+    "baby",
+    "bear",
+    "beaver",
+    "bed",
+    "bee",
+    "beetle",
+    "bicycle",
+    "bottle",
+    "bowl",
+    "boy",
+    "bridge",
+    "bus",
+    "butterfly",
+    "camel",
+    "can",
+    "castle",
+    "caterpillar",
+    "cattle",
+    "chair",
+    "chimpanzee",
+    "clock",
+    "cloud",
+    "cockroach",
+    "couch",
+    "crab",
+    "crocodile",
+    "cup",
+    "dinosaur",
+    "dolphin",
+    "elephant",
+    "flatfish",
+    "forest",
+    "fox",
+    "girl",
+    "hamster",
+    "house",
+    "kangaroo",
+    "keyboard",
+    "lamp",
+    "lawn_mower",
+    "leopard",
+    "lion",
+    "lizard",
+    "lobster",
+    "man",
+    "maple_tree",
+    "motorcycle",
+    "mountain",
+    "mouse",
+    "mushroom",
+    "oak_tree",
+    "orange",
+    "orchid",
+    "otter",
+    "palm_tree",
+    "pear",
+    "pickup_truck",
+    "pine_tree",
+    "plain",
+    "plate",
+    "poppy",
+    "porcupine",
+    "possum",
+    "rabbit",
+    "raccoon",
+    "ray",
+    "road",
+    "rocket",
+    "rose",
+    "sea",
+    "seal",
+    "shark",
+    "shrew",
+    "skunk",
+    "skyscraper",
+    "snail",
+    "snake",
+    "spider",
+    "squirrel",
+    "streetcar",
+    "sunflower",
+    "sweet_pepper",
+    "table",
+    "tank",
+    "telephone",
+    "television",
+    "tiger",
+    "tractor",
+    "train",
+    "trout",
+    "tulip",
+    "turtle",
+    "wardrobe",
+    "whale",
+    "willow_tree",
+    "wolf",
+    "woman",
+    "worm",
+]
 TEN = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 
 
@@ -49,35 +173,45 @@ def counts(split, classes) -> list[int]:
     return np.bincount(split.labels, minlength=len(classes)).tolist()
 
 
-# CIFAR: pickles as Python 2 wrote them, opcode by opcode (protocol 2, byte strings)
-
-
-def py2(value) -> bytes:
-    """The opcodes for a value, without PROTO and STOP."""
-    match value:
-        case str():
-            raw = value.encode("latin-1")
-            short = len(raw) < 256
-            return (b"U" + bytes([len(raw)]) if short else b"T" + struct.pack("<i", len(raw))) + raw
-        case int():
-            return b"K" + bytes([value])
-        case list():
-            return b"](" + b"".join(map(py2, value)) + b"e"
-        case dict():
-            return b"}(" + b"".join(py2(k) + py2(v) for k, v in value.items()) + b"u"
-        case np.ndarray():
-            shape = b"".join(b"M" + struct.pack("<H", n) for n in value.shape) + b"\x86"
-            dtype = b"cnumpy\ndtype\nq\x07U\x02" + value.dtype.str[1:].encode() + b"K\0K\x01\x87R"
-            dtype += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
-            new = b"cnumpy.core.multiarray\n_reconstruct\nq\x05cnumpy\nndarray\nq\x06"
-            new += b"K\0\x85U\x01b\x87R"
-            raw = py2(value.tobytes().decode("latin-1"))
-            return new + b"(K\x01" + shape + dtype + b"\x89" + raw + b"tb"
-    raise TypeError(value)
+# CIFAR
 
 
 def pickled(value) -> bytes:
-    return b"\x80\x02" + py2(value) + b"."
+    """What Python 2's cPickle writes for a value, with its memo."""
+    puts = itertools.count(1)
+
+    def put() -> bytes:
+        n = next(puts)
+        return b"q" + bytes([n]) if n < 256 else b"r" + struct.pack("<i", n)
+
+    def text(raw: bytes) -> bytes:
+        head = b"U" + bytes([len(raw)]) if len(raw) < 256 else b"T" + struct.pack("<i", len(raw))
+        return head + raw + put()
+
+    def write(value) -> bytes:
+        match value:
+            case str():
+                return text(value.encode("latin-1"))
+            case int():
+                return b"K" + bytes([value]) if value < 256 else b"M" + struct.pack("<H", value)
+            case list():
+                return b"]" + put() + b"(" + b"".join(map(write, value)) + b"e"
+            case dict():
+                head = b"}" + put() + b"("
+                return head + b"".join(write(k) + write(v) for k, v in value.items()) + b"u"
+            case np.ndarray():
+                new = (
+                    b"cnumpy.core.multiarray\n_reconstruct\n" + put() + b"cnumpy\nndarray\n" + put()
+                )
+                new += b"K\0\x85" + text(b"b") + b"\x87" + put() + b"R" + put()
+                shape = b"".join(map(write, value.shape)) + b"\x86" + put()
+                dtype = b"cnumpy\ndtype\n" + put() + text(value.dtype.str[1:].encode())
+                dtype += b"K\0K\x01\x87" + put() + b"R" + put() + b"(K\x03" + text(b"|")
+                dtype += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0t" + put() + b"b"
+                return new + b"(K\x01" + shape + dtype + b"\x89" + text(value.tobytes()) + b"tb"
+        raise TypeError(value)
+
+    return b"\x80\x02" + write(value) + b"."
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
@@ -92,6 +226,19 @@ def rows(images: np.ndarray) -> np.ndarray:
 def batch(images: np.ndarray, **labels: list[int]) -> dict:
     names = [f"x_s_{i:06}.png" for i in range(len(images))]
     return {"batch_label": "batch 1 of 5", **labels, "data": rows(images), "filenames": names}
+
+
+META_10 = {"num_cases_per_batch": 10_000, "label_names": TEN, "num_vis": 3072}
+META_100 = {"fine_label_names": FINE, "coarse_label_names": COARSE}
+
+
+def test_the_pickles_of_these_tests_are_those_of_the_originals():
+    """Byte for byte: these are the known MD5 sums of `batches.meta` and `meta`."""
+    for meta, known in (
+        (META_10, "5ff9c542aee3614f3951f8cda6e48888"),
+        (META_100, "7973b15100ade9c7d40fb424638fde48"),
+    ):
+        assert hashlib.md5(pickled(meta)).hexdigest() == known
 
 
 IMAGES = pixels(12)
@@ -118,8 +265,7 @@ def cifar100_files(kind: str) -> dict[str, bytes]:
     if kind == "python":
         train = batch(IMAGES[:2], fine_labels=fine[:2], coarse_labels=coarse[:2])
         test = batch(IMAGES[2:3], fine_labels=fine[2:], coarse_labels=coarse[2:])
-        meta = {"fine_label_names": FINE, "coarse_label_names": COARSE}
-        files = {"meta": pickled(meta), "train": pickled(train), "test": pickled(test)}
+        files = {"meta": pickled(META_100), "train": pickled(train), "test": pickled(test)}
         return {f"cifar-100-python/{name}": content for name, content in files.items()}
     labels = np.array([coarse, fine], np.uint8).T
     records = np.concatenate([labels, rows(IMAGES[:3])], axis=1)
@@ -207,7 +353,7 @@ BATCH = batch(IMAGES[:2], labels=[1, 2])
         pickled({**BATCH, "data": "text"}),
         pickled({**BATCH, "data": BATCH["data"][:, :-1]}),
         pickled({**BATCH, "data": BATCH["data"].astype(np.uint16)}),
-        pickled(BATCH).replace(struct.pack("<H", 3072), struct.pack("<H", 3000), 1),
+        pickled(BATCH).replace(b"M" + struct.pack("<H", 3072), b"M" + struct.pack("<H", 3000), 1),
     ],
 )
 def test_damaged_cifar_pickles(tmp_path, content):

@@ -199,9 +199,12 @@ def _build(value: Any, state: Any) -> None:
 
 
 def _unpickle(files: dict[str, bytes], name: str) -> dict[str, Any]:
-    """One of the original pickles, written by Python 2, as plain data; nothing is executed."""
+    """One of the original pickles, written by Python 2, as plain data; nothing is executed.
+
+    Its bytes are taken out of `files`, to be freed.
+    """
     try:
-        content = interpret(io.BytesIO(files[name]), _reduce, _build)
+        content = interpret(io.BytesIO(files.pop(name)), _reduce, _build)
         if not isinstance(content, dict):
             raise MalformedError("not a dictionary")
         return content
@@ -230,7 +233,7 @@ def _binary_batch(
 ) -> tuple[Images, Labels]:
     """Records of `place[0]` labels, of which `place[1]` is the one wanted, and the pixels."""
     count, wanted = place
-    content = np.frombuffer(files[name], np.uint8)
+    content = np.frombuffer(files.pop(name), np.uint8)
     if not len(content) or len(content) % (count + _PIXELS):
         raise DatasetError(f"{name}: damaged: {len(content):,} bytes are not whole records")
     records = content.reshape(-1, count + _PIXELS)
