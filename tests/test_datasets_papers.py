@@ -257,7 +257,7 @@ def test_damaged_cifar_pickles(tmp_path, content):
         cifar10(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 7000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutated_cifar_pickles_give_a_dataset_or_a_clear_error(changes):
     files = cifar10_files("python")

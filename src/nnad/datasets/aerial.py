@@ -12,7 +12,7 @@ from nnad.images import Crop
 
 _ORIGIN = (
     "DIOR: Annotations.zip, JPEGImages-trainval.zip, JPEGImages-test.zip and ImageSets.zip from "
-    "http://www.escience.cn/people/gongcheng/DIOR.html"
+    "https://gcheng-nwpu.github.io"
 )
 
 
@@ -20,8 +20,8 @@ def dior(folder: str | os.PathLike[str], *, min_side: int = 120, more_than: int 
     """DIOR (Li et al. 2020): every large object of aerial images, cut out by its box.
 
     As in DN2 (Sec. 4.1): objects whose box has at least 120 pixels in each axis, and classes with
-    more than 50 of them, which leaves 19 of 20. Train is the official trainval. The paper does not
-    say where it counts; here it is in train and test together.
+    more than 50 of them (19 of 20, it says). Train is the official trainval. The paper does not say
+    where it counts; here it is in train and test together.
 
     Args:
         folder: holds `Annotations` (or in it `Horizontal Bounding Boxes`), `JPEGImages-trainval`,
@@ -41,16 +41,13 @@ def dior(folder: str | os.PathLike[str], *, min_side: int = 120, more_than: int 
     objects: dict[str, list[tuple[Crop, str]]] = {}  # crop and class
     for part, names in (("trainval", trainval), ("test", ["test"])):
         pictures = require(folder / f"JPEGImages-{part}", _ORIGIN)
-        present = {file.name for file in pictures.iterdir()}
         objects[part] = []
-        for number in (
-            line for name in names for line in read_lines(lists / f"{name}.txt", _ORIGIN)
-        ):
+        numbers = [n for name in names for n in read_lines(lists / f"{name}.txt", _ORIGIN)]
+        for number in numbers:
+            picture = pictures / f"{number}.jpg"
             for kind, box in _boxes(require(notes / f"{number}.xml", _ORIGIN)):
                 if min(box[2] - box[0], box[3] - box[1]) >= min_side:
-                    if f"{number}.jpg" not in present:
-                        require(pictures / f"{number}.jpg", _ORIGIN)
-                    objects[part].append((Crop(str(pictures / f"{number}.jpg"), box), kind))
+                    objects[part].append((Crop(str(require(picture, _ORIGIN)), box), kind))
     counts = Counter(kind for part in objects.values() for _, kind in part)
     classes = sorted(kind for kind, count in counts.items() if count > more_than)
     if not classes:
