@@ -1,14 +1,15 @@
 """The public data sets that benchmarks read: Fashion-MNIST and ELPV, and features of them."""
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import nnad.datasets
 from nnad.backbones import load_backbone
 from nnad.efficientnet import cache_folder
+from nnad.errors import DatasetError
 from nnad.features import extract
 from nnad.files import replacing
 from nnad.images import find_images
@@ -28,10 +29,11 @@ FASHION_MNIST_HELP = (
 def fashion_mnist(folder: Path, split: str) -> tuple[Images, Labels]:
     """Images (N, 28, 28) and labels (N,) of the official split, `train` or `t10k`."""
     try:
-        images = _read_idx(folder / f"{split}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-        return images, _read_idx(folder / f"{split}-labels-idx1-ubyte.gz", 8)
-    except FileNotFoundError as error:
-        raise SystemExit(f"{error.filename}: not found. {FASHION_MNIST_HELP}") from None
+        data = nnad.datasets.fashion_mnist(folder)
+    except DatasetError as error:
+        raise SystemExit(f"{error}. {FASHION_MNIST_HELP}") from None
+    part = data.train if split == "train" else data.test
+    return np.stack([np.asarray(source) for source in part.sources]), part.labels
 
 
 def fashion_mnist_features(
@@ -56,11 +58,6 @@ def fashion_mnist_features(
     with np.load(kept) as arrays:
         root = fit_transform("root", arrays["bank"])
         return root(arrays["bank"]), root(arrays["queries"])
-
-
-def _read_idx(path: Path, header: int) -> Images:
-    with gzip.open(path) as file:
-        return np.frombuffer(file.read(), np.uint8, offset=header)
 
 
 def elpv() -> tuple[list[Images], NDArray[np.float64]]:
