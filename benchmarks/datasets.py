@@ -1,11 +1,19 @@
-"""The public data sets that benchmarks read: Fashion-MNIST and ELPV."""
+"""The public data sets that benchmarks read: Fashion-MNIST and ELPV, and features of them."""
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+import nnad.datasets
+from nnad.backbones import load_backbone
+from nnad.errors import DatasetError
+from nnad.features import extract
+from nnad.files import cache_folder, replacing
+from nnad.images import find_images
+from nnad.progress import track
+from nnad.transforms import fit_transform
 
 Images = NDArray[np.uint8]
 Labels = NDArray[Any]
@@ -20,15 +28,35 @@ FASHION_MNIST_HELP = (
 def fashion_mnist(folder: Path, split: str) -> tuple[Images, Labels]:
     """Images (N, 28, 28) and labels (N,) of the official split, `train` or `t10k`."""
     try:
-        images = _read_idx(folder / f"{split}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-        return images, _read_idx(folder / f"{split}-labels-idx1-ubyte.gz", 8)
-    except FileNotFoundError as error:
-        raise SystemExit(f"{error.filename}: not found. {FASHION_MNIST_HELP}") from None
+        data = nnad.datasets.fashion_mnist(folder)
+    except DatasetError as error:
+        raise SystemExit(f"{error}. {FASHION_MNIST_HELP}") from None
+    part = data.train if split == "train" else data.test
+    return np.stack([np.asarray(source) for source in part.sources]), part.labels
 
 
-def _read_idx(path: Path, header: int) -> Images:
-    with gzip.open(path) as file:
-        return np.frombuffer(file.read(), np.uint8, offset=header)
+def fashion_mnist_features(
+    folder: Path, rows: int, queries: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Root features (rows, 1280) of training images and (queries, 1280) of test images.
+
+    They are computed once, by the default backbone, and kept in nnad's cache folder.
+    """
+    kept = cache_folder() / f"benchmark-{load_backbone().fingerprint[:16]}-{rows}-{queries}.npz"
+    if not kept.exists():
+        images = [
+            *fashion_mnist(folder, "train")[0][:rows],
+            *fashion_mnist(folder, "t10k")[0][:queries],
+        ]
+        extracted = extract(find_images(images), load_backbone())
+        features = np.stack(
+            [f for _, f in track(extracted, len(images), "embedding", show=True)]  # type: ignore[misc]
+        )
+        with replacing(kept) as file:
+            np.savez(file, bank=features[:rows], queries=features[rows:])
+    with np.load(kept) as arrays:
+        root = fit_transform("root", arrays["bank"])
+        return root(arrays["bank"]), root(arrays["queries"])
 
 
 def elpv() -> tuple[list[Images], NDArray[np.float64]]:

@@ -1,6 +1,6 @@
 """k-NNN against the author's package knnn 0.1.0: time and memory on the same features.
 
-    python benchmarks/operators.py [--rows 5000] [--queries 1000] [--dim 1280] [--repeats 3]
+    python benchmarks/operators.py [--fashion-mnist DIR] [--rows N] [--queries N] [--repeats N]
 
 Each system runs in a process of its own, which warms up on a small bank first (so that neither
 imports nor numba's compiler are timed: the compiled code is cached after the first run ever), then
@@ -14,8 +14,9 @@ Memory is the peak resident size of the process above its size before `fit`, whe
 (float32), the queries and all imports are there already. The author's class copies the features to
 float64; that copy is its own.
 
-Features are sparse and non-negative like pooled ReLU features: max(0, mixture + noise), about a
-fifth of the entries above zero.
+With --fashion-mnist the features are those of real images (root transform, default backbone).
+Without, they are made up: sparse and non-negative, max(0, mixture + noise), with so much noise that
+all rows are about equally far from a query, which is the hardest case for any search.
 """
 
 import argparse
@@ -31,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import FASHION_MNIST_HELP, fashion_mnist_features
 from numpy.typing import NDArray
 from provenance import write_rows
 
+DIM = 1280
 SYSTEMS = ["knnn-0.1.0", "nnad-eager-float16", "nnad-eager-float32", "nnad-lazy", "nnad-author"]
 
 
@@ -99,8 +102,12 @@ def resident_mb() -> float:
 
 def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """One row of results a system."""
-    np.save(folder / "bank.npy", relu_like(args.rows, args.dim, 1))
-    np.save(folder / "queries.npy", relu_like(args.queries, args.dim, 2))
+    if args.fashion_mnist:
+        bank, queries = fashion_mnist_features(args.fashion_mnist, args.rows, args.queries)
+    else:
+        bank, queries = relu_like(args.rows, DIM, 1), relu_like(args.queries, DIM, 2)
+    np.save(folder / "bank.npy", bank)
+    np.save(folder / "queries.npy", queries)
     turns: list[dict[str, dict[str, float]]] = []
     for turn in range(-1, args.repeats):
         measured = {}
@@ -134,7 +141,8 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 "system": system,
                 "rows": args.rows,
                 "queries": args.queries,
-                "dim": args.dim,
+                "dim": DIM,
+                "features": "Fashion-MNIST" if args.fashion_mnist else "made up",
                 **{key: median(key) for key in turns[0][system]},
                 "fit_faster": faster("fit_s"),
                 "score_faster": faster("score_s"),
@@ -153,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--dim", type=int, default=1280)
+    parser.add_argument("--fashion-mnist", type=Path, help=FASHION_MNIST_HELP)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -163,7 +171,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(args, Path(folder))
-    write_rows("operators", rows)
+    write_rows("operators" if args.fashion_mnist else "operators_made_up", rows)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,36 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
         assert text in done.stdout
 
 
+def test_archives_and_lists(good_folder, new_folder, tmp_path):
+    archive = shutil.make_archive(
+        str(tmp_path / "parts"), "zip", good_folder.parent, good_folder.name
+    )
+    model, good = tmp_path / "m.nnad", f"{archive}/{good_folder.name}"
+    done = nnad("fit", good, "--model", model)
+    assert done.returncode == 0, done.stderr
+    assert "fitted on 12 good images" in done.stdout
+
+    names = [path.name for path in sorted(new_folder.iterdir())]
+    listed = new_folder.parent / f"{new_folder.name}.csv"
+    listed.write_text(
+        "".join(f"{line}\n" for line in ["path", *(f"{new_folder.name}/{n}" for n in names)])
+    )
+    done = nnad("score", model, listed, "--csv", "-", "--picture", tmp_path / "p.png")
+    assert done.returncode == 0
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [Path(row["path"]).name for row in rows] == names
+    assert rows[-1]["nearest"].startswith(f"{good}/good_")
+    expected = [result.score for result in Detector.load(model).score(new_folder)]
+    assert [float(row["score"]) if row["score"] else None for row in rows] == expected
+
+    done = nnad("score", model, listed, "--csv", listed)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"nnad: {listed}: is an input; choose another name\n",
+    )
+    assert listed.read_text().startswith("path\n")
+
+
 def test_results_on_standard_output(model, new_folder):
     done = nnad("score", model, new_folder, "--csv", "-")
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 5

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +76,13 @@ def test_the_same_content_under_any_name_and_from_memory(good_folder, database, 
     backbone = network()
     path = sorted(good_folder.iterdir())[0]
     shutil.copy(path, tmp_path / "other.jpg")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "in/side.png")
     (first,) = features([path], backbone, cache=True)
-    again = features([tmp_path / "other.jpg", path.read_bytes()], backbone, cache=True)
+    same = [tmp_path / "other.jpg", path.read_bytes(), tmp_path / "a.zip" / "in" / "side.png"]
+    again = features(same, backbone, cache=True)
     assert len(embedded) == 1
-    np.testing.assert_array_equal(again, [first, first])
+    np.testing.assert_array_equal(again, [first] * 3)
     again[0][:] = 0  # a feature is its owner's to change
 
     arrays = [draw(3), draw(3)[:, :, 0], draw(3)[:, :, 0].T, draw(3) > 90, draw(3) / 255]
@@ -130,7 +134,10 @@ def test_errors_are_as_without_the_cache_and_not_kept(database, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     Image.fromarray(draw(0)).save(tmp_path / "cut.tif")
     (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:-2000])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("text.png", "no picture")
     sources = [*sorted(tmp_path.glob("*.*")), tmp_path / "missing.png", "a\0b", b"", b"x"]
+    sources += [tmp_path / "a.zip" / name for name in ("text.png", "missing.png")]
     sources += [np.full((4, 4), 2.0), np.zeros((2, 2), object), np.zeros((0, 3)), 7]
     backbone = network()
     plain = features(sources, backbone)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from nnad import Backbone, BackboneError, Detector, InputError, int8
 from nnad.backbones import Preprocessing
+from nnad.cores import int8_overflows
 from nnad.int8 import quantized
 
 
@@ -111,6 +112,8 @@ def test_what_cannot_be_made_int8(monkeypatch):
     broken = Backbone("broken", Preprocessing(32), b"no network")
     with pytest.raises(BackboneError, match="'broken' cannot be made int8, use float32"):
         quantized(broken, images(2))
+    with pytest.raises(BackboneError, match="'function' is no ONNX network; use float32"):
+        quantized(Backbone("function", Preprocessing(32), b""), images(2))
     with pytest.raises(InputError, match="no readable good image"):
         quantized(small(8), [])
     monkeypatch.setattr(int8, "_AGREEMENT", 1.1)
@@ -207,3 +210,29 @@ def test_the_command(good_folder, new_folder, tmp_path):
         2,
         "nnad: precision='int4'; choose one of float32, int8\n",
     )
+
+
+def test_where_products_overflow(monkeypatch):
+    def told(machine, cpuinfo):
+        def read_text(path):
+            if cpuinfo is None:
+                raise FileNotFoundError(path)
+            return cpuinfo
+
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        monkeypatch.setattr(Path, "read_text", read_text)
+        return int8_overflows.__wrapped__()
+
+    assert not told("x86_64", "flags: avx2 avx512_vnni")
+    assert not told("x86_64", "flags: avx2 avx_vnni")
+    assert told("x86_64", "flags: avx2")
+    assert told("AMD64", None)
+    assert not told("arm64", None)
+
+
+def test_the_slower_multiplication_gives_the_same_features(copy, monkeypatch):
+    monkeypatch.setattr("nnad.backbones.int8_overflows", lambda: True)
+    exact = Backbone(copy.name, copy.preprocessing, copy.onnx)
+    for image in images(3):
+        a, b = exact.embed(image), copy.embed(image)
+        assert np.abs(a - b).max() < 0.02 * np.abs(a).max()

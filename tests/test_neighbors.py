@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nnad import neighbors
+from nnad import neighbors, search_steps
 from nnad.errors import InputError
 from nnad.neighbors import Bank
 
@@ -79,7 +79,7 @@ def test_chunked_equals_whole(monkeypatch):
     whole = Bank(bank).nearest(queries, 5, exclude=exclude)
     monkeypatch.setattr(neighbors, "_QUERY_ROWS", 9)
     monkeypatch.setattr(neighbors, "_BANK_ROWS", 31)
-    monkeypatch.setattr(neighbors, "_EXACT_ELEMENTS", 50)
+    monkeypatch.setattr(search_steps, "_EXACT_ELEMENTS", 50)
     parts = Bank(bank).nearest(queries, 5, exclude=exclude)
     np.testing.assert_array_equal(whole.sq_dists, parts.sq_dists)
     np.testing.assert_array_equal(whole.rows, parts.rows)
@@ -151,7 +151,7 @@ def test_no_queries():
 def test_the_smallest_of_each_row(width, count, levels, seed):
     count = min(count, width)
     values = np.random.default_rng(seed).integers(0, levels, (3, width)).astype(np.float32)
-    columns = neighbors._smallest(values, count)
+    columns = search_steps._smallest(values, count)
     assert all(len(set(row)) == count for row in columns.tolist())
     found = np.sort(np.take_along_axis(values, columns, 1), axis=1)
     np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, :count])

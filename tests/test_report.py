@@ -87,6 +87,8 @@ def test_outputs_that_would_destroy_something(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             check_outputs(paths, model)
+    with pytest.raises(InputError, match=r"a\.csv: is an input; choose another name"):
+        check_outputs([other], model, [str(tmp_path / "b"), f"{tmp_path}/./a.csv"])
     for writer in (csv_writer, json_writer):
         with pytest.raises(InputError, match="name of a picture"), writer("photo.jpg"):
             pass

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nnad.detector import Result as Result
     from nnad.errors import BackboneError as BackboneError
     from nnad.errors import BudgetError as BudgetError
+    from nnad.errors import DatasetError as DatasetError
     from nnad.errors import ImageError as ImageError
     from nnad.errors import ImageWarning as ImageWarning
     from nnad.errors import InputError as InputError
@@ -34,6 +35,7 @@ _HOME = {
     "Result": "detector",
     "BackboneError": "errors",
     "BudgetError": "errors",
+    "DatasetError": "errors",
     "ImageError": "errors",
     "ImageWarning": "errors",
     "InputError": "errors",

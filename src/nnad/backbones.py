@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nnad import efficientnet
+from nnad.cores import int8_overflows
 from nnad.errors import BackboneError, InputError
 
 GEOMETRIES = ("crop", "letterbox")
@@ -131,8 +132,8 @@ class Backbone:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # int8 products that would overflow on x86 without VNNI are made in a slower way there
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if int8_overflows():  # then multiply in a slower way
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             return onnxruntime.InferenceSession(
                 self.onnx, options, providers=["CPUExecutionProvider"]

@@ -42,7 +42,9 @@ FalseAlarms = Annotated[
 
 @app.command()
 def fit(
-    good: Annotated[list[str], typer.Argument(help="Good images: files, folders or globs.")],
+    good: Annotated[
+        list[str], typer.Argument(help="Good images: files, folders, .zip, lists, globs.")
+    ],
     model: Annotated[Path, typer.Option(help="The folder to save the model in.")],
     false_alarms: FalseAlarms = None,
     backbone: Annotated[str, typer.Option(help="The network.")] = "efficientnet-lite0",
@@ -100,7 +102,9 @@ def fit(
 @app.command()
 def score(
     model: Model,
-    images: Annotated[list[str], typer.Argument(help="Images: files, folders or globs.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Images: files, folders, .zip, lists, globs.")
+    ],
     csv: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Write a CSV file; - for standard output."),
@@ -123,7 +127,7 @@ def score(
     from nnad.detector import Detector
     from nnad.report import check_outputs, check_picture, contact_sheet
 
-    check_outputs([p for p in (csv, json, picture) if p is not None], model)
+    check_outputs([p for p in (csv, json, picture) if p is not None], model, images)
     if picture:
         check_picture(picture)
     detector = Detector.load(model)

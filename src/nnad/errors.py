@@ -3,7 +3,8 @@
     NnadError
     ├── ImageError       one image cannot be read; a batch goes on without it
     ├── InputError       an argument is wrong (also a ValueError)
-    │   └── BudgetError  the false-alarm budget is smaller than the images support
+    │   ├── BudgetError  the false-alarm budget is smaller than the images support
+    │   └── DatasetError a data set's file is missing, damaged or not what its name says
     ├── BackboneError    a network cannot be found, read or built
     └── ModelError       a saved model is missing, damaged, foreign or in the way
 
@@ -25,6 +26,10 @@ class InputError(NnadError, ValueError):
 
 class BudgetError(InputError):
     """The calibration images are too few for the false-alarm budget that was asked for."""
+
+
+class DatasetError(InputError):
+    """A data set cannot be loaded: a file is missing, damaged or in no known layout."""
 
 
 class BackboneError(NnadError):

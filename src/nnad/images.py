@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,8 +30,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nnad.errors import ImageError, ImageWarning, InputError
+from nnad.lists import LIST_SUFFIXES, read_list
+from nnad.zips import read_member, zip_folder
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of an image file: `box` is (left, top, right, bottom) in pixels, right and bottom not
+    included; what lies outside of the image is cut off.
+    """
+
+    path: str
+    box: tuple[int, int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.path}[{','.join(map(str, self.box))}]"
+
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Crop
 
 # Named one by one: Pillow would otherwise also try formats that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000")
@@ -48,17 +65,19 @@ _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
     """Name every picture in `images`, in order.
 
-    A folder stands for all image files in it and below, sorted by path; hidden ones and other file
-    types are passed over. A string with `*`, `?` or `[` that is no file stands for what it matches.
-    Paths are named by themselves, everything else `image[i]` by its position.
+    A folder, a `.zip` archive or a folder in one stands for all image files in it and below, sorted
+    by path; hidden ones and other file types are passed over. A list, `.csv` or `.json`, stands for
+    every path in it, see `nnad.lists`. A string with `*`, `?` or `[` that is no file stands for
+    what it matches. Paths and crops are named by themselves, all else `image[i]` by its position.
 
     Args:
-        images: a path, folder, glob, bytes of an image file, PIL image, array (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4), a batch of such arrays stacked on a first axis, or any iterable
-            of these.
+        images: a path, folder, archive, list, glob, bytes of an image file, PIL image, array
+            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a batch of such arrays stacked on a first
+            axis, a `Crop`, or any iterable of these.
 
     Raises:
-        InputError: a folder holds no image, a glob matches nothing, or an item is none of these.
+        InputError: a folder or archive holds no image, a glob matches nothing, a list or archive
+            cannot be read, or an item is none of these.
     """
     if isinstance(images, np.ndarray):
         if images.ndim == 3 and images.shape[0] in (1, 3, 4) and _is_batch(images):
@@ -67,7 +86,9 @@ def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source
                 f"pass (H, W, {images.shape[0]}), or a list"
             )
         items: Iterable[Any] = images if _is_batch(images) else [images]
-    elif isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+    elif isinstance(
+        images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Crop
+    ):
         items = [images]
     elif isinstance(images, Iterable):
         items = images
@@ -78,7 +99,7 @@ def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source
             for path in _find_files(os.fspath(item)):
                 yield path, path
         else:
-            yield f"image[{i}]", item
+            yield str(item) if isinstance(item, Crop) else f"image[{i}]", item
 
 
 def _is_batch(array: NDArray[Any]) -> bool:
@@ -88,11 +109,9 @@ def _is_batch(array: NDArray[Any]) -> bool:
 def _find_files(path: str) -> list[str]:
     if not path:
         raise InputError("images: an empty string is not a path")
-    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where this says no)
-        found = _walk(path)
-        if not found:
-            raise InputError(f"{path}: this folder holds no image files")
-        return found
+    folder = find_in_folder(path)
+    if folder is not None:
+        return folder
     if glob.has_magic(path) and not os.path.lexists(path):
         found = []
         for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps ./)
@@ -100,7 +119,31 @@ def _find_files(path: str) -> list[str]:
         if not found:
             raise InputError(f"{path}: no file matches")
         return list(dict.fromkeys(found))
+    if path.lower().endswith(LIST_SUFFIXES):
+        return [entry.path for entry in read_list(path)]
     return [path]
+
+
+def find_in_folder(path: str) -> list[str] | None:
+    """The image files of a folder, a zip archive or a folder in one, sorted; None if it is neither.
+
+    Raises:
+        InputError: it holds none, or the archive cannot be read.
+    """
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where this says no)
+        found = _walk(path)
+    else:
+        members = zip_folder(path)
+        if members is None:
+            return None
+        found = [name for name in members if _is_image(name)]
+    if not found:
+        raise InputError(f"{path}: this folder holds no image files")
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in EXTENSIONS
 
 
 def _walk(folder: str) -> list[str]:
@@ -119,7 +162,7 @@ def _walk(folder: str) -> list[str]:
         found += [
             str(Path(parent, name))
             for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+            if not name.startswith(".") and _is_image(name)
         ]
     return sorted(found)
 
@@ -128,14 +171,17 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
     """Read one picture as a PIL image of mode RGB, by the rules at the top of this file.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image or an array (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4) of uint8, uint16, bool or float in 0..1.
-        name: what to call it in errors and warnings; a path's own name by default.
+        source: a path, also of a file in a zip archive (`archive.zip/picture.png`), the bytes of an
+            image file, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8,
+            uint16, bool or float in 0..1, or a `Crop`.
+        name: what to call it in errors and warnings; a path's or crop's own name by default.
 
     Raises:
         ImageError: it cannot be read; the message begins with `name`.
     """
-    name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "image")
+    if name is None:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
+        name = str(source) if isinstance(source, Crop) else name
     try:
         match source:
             case np.ndarray():
@@ -144,11 +190,11 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
                 _check_size(source.width, source.height)
                 return _to_rgb(source.copy(), name)
             case bytes() | bytearray() | memoryview():
-                if not len(source):
-                    raise ImageError("is empty (0 bytes)")
-                return _decode(io.BytesIO(source), name)
+                return _from_bytes(source, name)
             case str() | os.PathLike():
                 return _from_file(Path(source), name)
+            case Crop(path, box):
+                return _crop(_from_file(Path(path), name), box)
         raise ImageError(f"cannot read an image from a {type(source).__name__}")
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
@@ -171,6 +217,12 @@ def _formats() -> str:
     return ", ".join(f for f in FORMATS if f != "DIB")
 
 
+def _from_bytes(content: bytes | bytearray | memoryview, name: str) -> Image.Image:
+    if not len(content):
+        raise ImageError("is empty (0 bytes)")
+    return _decode(io.BytesIO(content), name)
+
+
 def _from_file(path: Path, name: str) -> Image.Image:
     try:
         if path.suffix.lower() in _RAW:  # Pillow would read the thumbnail inside
@@ -185,12 +237,23 @@ def _from_file(path: Path, name: str) -> Image.Image:
                 raise ImageError("is empty (0 bytes)")
             file.seek(0)
             return _decode(file, name)
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
+    except (FileNotFoundError, NotADirectoryError):
+        content = read_member(path)
+        if content is None:
+            raise ImageError("no such file") from None
+        return _from_bytes(content, name)
     except OSError as error:
         if error.errno is None:  # the decoder's, not the system's
             raise
         raise ImageError(f"cannot be read: {error.strerror}") from None
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[2], image.width), min(box[3], image.height)
+    if left >= right or top >= bottom:
+        raise ImageError(f"the box is outside of the image, {image.width} x {image.height} pixels")
+    return image.crop((left, top, right, bottom))
 
 
 def _decode(file: Any, name: str) -> Image.Image:
@@ -266,8 +329,8 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 def content_of(source: Source) -> bytes | NDArray[Any] | None:
     """The bytes of an image file, or an array: what the image is, whatever its name.
 
-    None for what only `read_image` can judge or should hold: PIL images, folders, missing files,
-    raw photos, masked arrays, anything above 256 MB.
+    None for what only `read_image` can judge or should hold: PIL images, crops, masked arrays,
+    raw photos, anything above 256 MB or that cannot be read.
     """
     match source:
         case bytes():
@@ -275,14 +338,19 @@ def content_of(source: Source) -> bytes | NDArray[Any] | None:
         case np.ndarray() if not isinstance(source, np.ma.MaskedArray):
             return source if source.nbytes <= _LARGEST_CONTENT else None
         case str() | os.PathLike():
-            path = Path(source)
             try:
-                if path.suffix.lower() in _RAW or not path.is_file():
-                    return None
-                return path.read_bytes() if path.stat().st_size <= _LARGEST_CONTENT else None
-            except (OSError, ValueError, MemoryError):
+                return _file_content(Path(source))
+            except Exception:  # `read_image` will meet it again, and say what it is
                 return None
     return None
+
+
+def _file_content(path: Path) -> bytes | None:
+    if path.suffix.lower() in _RAW:
+        return None
+    if not path.is_file():
+        return read_member(path)
+    return path.read_bytes() if path.stat().st_size <= _LARGEST_CONTENT else None
 
 
 def warn(name: str, text: str) -> None:

@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "int8")
 CALIBRATION_IMAGES = 100
 _FLOAT_CONVOLUTIONS = 6  # why: docs/decisions.md
 _QUANTIZED = ["Conv", "Clip", "Relu", "Add", "Concat", "MaxPool"]
-_AGREEMENT = 0.9  # median cosine with the float features below which the copy is refused
+_AGREEMENT = 0.97  # median cosine with the float features below which the copy is refused
 
 
 def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
@@ -44,6 +44,8 @@ def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
     inputs = [backbone.preprocessing(image) for image in images]  # each (V, h, w, 3)
     if not inputs:
         raise InputError("int8: there is no readable good image to calibrate on")
+    if not backbone.onnx:
+        raise BackboneError(f"backbone {backbone.name!r} is no ONNX network; use float32")
     try:
         network = _quantize(backbone.onnx, inputs)
         copy = Backbone(f"{backbone.name}-int8", backbone.preprocessing, network)

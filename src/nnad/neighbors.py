@@ -4,28 +4,29 @@ A matrix product in float32 ranks the bank by |x|^2 - 2 q.x, which is fast and s
 equal vectors come out at 0.017 instead of 0). So it only proposes: the best k + 8 rows are measured
 again as sum((q - x)^2) in float64, and a bound on the product's rounding error tells whether a row
 outside them could belong among the k nearest. Where it could, the query is searched again among all
-rows that the bound admits. The result equals a float64 brute force, ties going to the lower row,
-and does not depend on how queries are batched or the bank is cut.
-
-The two steps beside the product are numpy functions (`NUMPY`); `nnad.operators.compiled_search`
-has compiled ones, for those who import it.
+rows that the bound admits. Many queries of a large bank are proposed by integers first, which is
+faster still (codes.py); those for which integers prove nothing go the way above. The result equals
+a float64 brute force, ties going to the lower row, and does not depend on the way it was found, how
+queries are batched or the bank is cut.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.codes import LARGEST_DIM, Codes
 from nnad.errors import InputError
+from nnad.search_steps import NUMPY, Kernels, exclude_rows, in_order, proposed
 
 _SPARE = 8  # candidates beyond k that are measured exactly
+_CODING_QUERIES = 64  # queries in one call that are worth making codes for
+_CODED_QUERIES = 8  # queries in one call for which codes, once made, are the faster way
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
 _NORM_ROWS = 1024  # bank rows squared in float64 at a time
-_GROUP = 32  # columns of which only the least is looked at first
-_EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
 
 
 class Neighbors(NamedTuple):
@@ -33,53 +34,6 @@ class Neighbors(NamedTuple):
 
     sq_dists: NDArray[np.float64]  # (Q, k) squared Euclidean distances
     rows: NDArray[np.int64]  # (Q, k)
-
-
-class Kernels(NamedTuple):
-    """What a search does beside the matrix product."""
-
-    # values (Q, n), count -> (Q, count) columns of the smallest values in each row, unordered
-    smallest: Callable[[NDArray[np.float32], int], NDArray[np.int64]]
-    # queries (Q, D), bank (N, D), candidates (Q, c) rows -> (Q, c) squared distances in float64
-    sq_dists: Callable[
-        [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]], NDArray[np.float64]
-    ]
-
-
-def _smallest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    width = values.shape[1]
-    if count >= width:
-        return np.broadcast_to(np.arange(width), values.shape)
-    groups = width // _GROUP
-    if groups <= 4 * count:
-        return np.argpartition(values, count - 1, axis=1)[:, :count]
-    # Group j holds columns j, j + groups, ... The smallest values of a row lie in the groups with
-    # the smallest minima, so only few columns have to be sorted out.
-    grouped = values[:, : groups * _GROUP].reshape(len(values), _GROUP, groups)
-    best = np.argpartition(grouped.min(axis=1), count - 1, axis=1)[:, :count]  # (Q, count)
-    columns = best[:, :, None] + groups * np.arange(_GROUP)  # (Q, count, _GROUP)
-    rest = np.broadcast_to(np.arange(groups * _GROUP, width), (len(values), width % _GROUP))
-    columns = np.hstack([columns.reshape(len(values), -1), rest])
-    picked = np.argpartition(np.take_along_axis(values, columns, 1), count - 1, axis=1)
-    return np.take_along_axis(columns, picked[:, :count], 1)
-
-
-def _sq_dists(
-    queries: NDArray[np.float32], bank: NDArray[np.float32], candidates: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    owner = np.repeat(np.arange(len(queries)), candidates.shape[1])
-    flat = candidates.ravel()
-    sq_dists = np.empty(len(flat))
-    step = max(1, _EXACT_ELEMENTS // bank.shape[1])
-    for i in range(0, len(flat), step):
-        part = slice(i, i + step)
-        difference = bank[flat[part]].astype(np.float64)  # (step, D)
-        difference -= queries[owner[part]]
-        sq_dists[part] = np.square(difference, out=difference).sum(axis=1)
-    return sq_dists.reshape(candidates.shape)
-
-
-NUMPY = Kernels(_smallest, _sq_dists)
 
 
 class Bank:
@@ -102,6 +56,8 @@ class Bank:
             [np.square(self.features[i : i + _NORM_ROWS], dtype=np.float64).sum(1) for i in blocks]
         )  # (N,)
         self._graph = np.empty((len(self.features), 0), dtype=np.int64)
+        self._codes: Codes | None = None
+        self._coding_failed = False
 
     def __len__(self) -> int:
         return len(self.features)
@@ -138,9 +94,12 @@ class Bank:
 
         sq_dists = np.empty((len(queries), k))
         rows = np.empty((len(queries), k), dtype=np.int64)
-        for start in range(0, len(queries), _QUERY_ROWS):
-            block = slice(start, start + _QUERY_ROWS)
-            excluded = None if exclude is None else np.asarray(exclude[block])
+        left = np.arange(len(queries))
+        if self._worth_coding(len(queries), k):
+            left = self._search_codes(queries, k, exclude, kernels, sq_dists, rows)
+        for start in range(0, len(left), _QUERY_ROWS):
+            block = left[start : start + _QUERY_ROWS]
+            excluded = None if exclude is None else np.asarray(exclude)[block]
             sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded, kernels)
         return Neighbors(sq_dists, rows)
 
@@ -185,6 +144,52 @@ class Bank:
         most = min(m, len(self) - 2)
         return np.take_along_axis(around, kept[:, :most], axis=1)
 
+    def _worth_coding(self, n_queries: int, k: int) -> bool:
+        """Whether to search by codes; they are made when enough queries come at once."""
+        suits = len(self) >= 8 * _proposals(k) and self.features.shape[1] <= LARGEST_DIM
+        if not suits or self._coding_failed:
+            return False
+        if self._codes is None and n_queries >= _CODING_QUERIES:
+            self._codes = Codes(self.features)
+        return self._codes is not None and n_queries >= _CODED_QUERIES
+
+    def _search_codes(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: NDArray[np.intp] | None,
+        kernels: Kernels,
+        sq_dists: NDArray[np.float64],
+        rows: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Fill in what integers can prove; return which queries they leave open."""
+        codes: Any = self._codes
+        is_open = np.ones(len(queries), dtype=bool)
+        for start in range(0, len(queries), _QUERY_ROWS):
+            block = slice(start, start + _QUERY_ROWS)
+            excluded = None if exclude is None else np.asarray(exclude)[block]
+            coded = codes.encode(queries[block])
+            keys, candidates = proposed(codes.keys(coded), _proposals(k), excluded, kernels)
+            order = np.argsort(keys, axis=1)
+            candidates = np.take_along_axis(candidates, order, 1)
+            least = codes.least_distances(coded, np.take_along_axis(keys, order, 1))  # (q, c)
+
+            exact = np.full(candidates.shape, np.inf)
+            first = slice(0, k + _SPARE)
+            exact[:, first] = self._sq_dists(
+                queries[block], candidates[:, first], excluded, kernels
+            )
+            kth = np.sqrt(np.partition(exact[:, first], k - 1, axis=1)[:, k - 1 : k])
+            owner, column = np.nonzero((least <= kth) & np.isinf(exact))
+            doubtful = candidates[owner, column]
+            exact[owner, column] = kernels.sq_dists(queries[block], self.features, owner, doubtful)
+            sq_dists[block], rows[block] = in_order(exact, candidates, k)
+            is_open[block] = least[:, -1] <= kth[:, 0]  # a row not proposed could be as near
+            if is_open[block].mean() > 0.5:  # rounding leaves too little of such features
+                self._codes, self._coding_failed = None, True
+                break
+        return np.flatnonzero(is_open)
+
     def _nearest_block(
         self,
         queries: NDArray[np.float32],
@@ -194,21 +199,9 @@ class Bank:
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         q_sq_norms = np.square(queries, dtype=np.float64).sum(1)  # (q,)
         wanted = min(k + _SPARE, len(self))
-        proxies = np.empty((len(queries), 0), dtype=np.float32)  # |x|^2 - 2 q.x
-        candidates = np.empty((len(queries), 0), dtype=np.int64)
-        for start in range(0, len(self), _BANK_ROWS):
-            proxy = self._proxies(queries, start, exclude)  # (q, n)
-            best = kernels.smallest(proxy, wanted)
-            proxies = np.hstack([proxies, np.take_along_axis(proxy, best, 1)])
-            candidates = np.hstack([candidates, best + start])
-        best = kernels.smallest(proxies, wanted)
-        proxies = np.take_along_axis(proxies, best, 1)  # (q, wanted)
-        candidates = np.take_along_axis(candidates, best, 1)
-
-        sq_dists = kernels.sq_dists(queries, self.features, candidates)
-        if exclude is not None:
-            sq_dists[candidates == exclude[:, None]] = np.inf
-        sq_dists, rows = _sorted(sq_dists, candidates, k)
+        proxies, candidates = proposed(self._proxies(queries), wanted, exclude, kernels)
+        sq_dists = self._sq_dists(queries, candidates, exclude, kernels)
+        sq_dists, rows = in_order(sq_dists, candidates, k)
         if wanted == len(self):
             return sq_dists, rows
 
@@ -233,25 +226,36 @@ class Bank:
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Search one query (1, D) again among all rows whose proxy is at most `limit`."""
         found = []
-        for start in range(0, len(self), _BANK_ROWS):
-            proxy = self._proxies(query, start, exclude)[0]
-            found.append(np.flatnonzero(proxy <= limit) + start)
+        for start, proxies in self._proxies(query):
+            exclude_rows(proxies, start, exclude)
+            found.append(np.flatnonzero(proxies[0] <= limit) + start)
         candidates = np.concatenate(found)[None]  # (1, c)
-        sq_dists, rows = _sorted(kernels.sq_dists(query, self.features, candidates), candidates, k)
+        sq_dists, rows = in_order(self._sq_dists(query, candidates, None, kernels), candidates, k)
         return sq_dists[0], rows[0]
 
-    def _proxies(
-        self, queries: NDArray[np.float32], start: int, exclude: NDArray[np.intp] | None
-    ) -> NDArray[np.float32]:
-        """|x|^2 - 2 q.x for the bank rows from `start`, (q, n); infinite where excluded."""
-        stop = min(start + _BANK_ROWS, len(self))
-        proxy = np.asarray(queries @ self.features[start:stop].T, dtype=np.float32)
-        proxy *= -2
-        proxy += self._sq_norms[start:stop].astype(np.float32)
+    def _proxies(self, queries: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """|x|^2 - 2 q.x of all rows, some rows at a time: (first row, (q, n))."""
+        for start in range(0, len(self), _BANK_ROWS):
+            rows = slice(start, start + _BANK_ROWS)
+            proxies = np.asarray(queries @ self.features[rows].T, dtype=np.float32)
+            proxies *= -2
+            proxies += self._sq_norms[rows].astype(np.float32)
+            yield start, proxies
+
+    def _sq_dists(
+        self,
+        queries: NDArray[np.float32],
+        candidates: NDArray[np.int64],
+        exclude: NDArray[np.intp] | None,
+        kernels: Kernels,
+    ) -> NDArray[np.float64]:
+        """Exact squared distances of each query to its own candidates (q, c) rows."""
+        owner = np.repeat(np.arange(len(queries)), candidates.shape[1])
+        sq_dists = kernels.sq_dists(queries, self.features, owner, candidates.ravel())
+        sq_dists = sq_dists.reshape(candidates.shape)
         if exclude is not None:
-            here = np.flatnonzero((exclude >= start) & (exclude < stop))
-            proxy[here, exclude[here] - start] = np.inf
-        return proxy
+            sq_dists[candidates == exclude[:, None]] = np.inf
+        return sq_dists
 
     def _error_bound(self, q_sq_norms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bound on |proxy - its true value| by the standard error analysis of a dot product."""
@@ -264,12 +268,9 @@ class Bank:
         return np.asarray(bound + tiny)
 
 
-def _sorted(
-    sq_dists: NDArray[np.float64], rows: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The k nearest, by distance and then by row."""
-    order = np.lexsort((rows, sq_dists), axis=1)[:, :k]
-    return np.take_along_axis(sq_dists, order, 1), np.take_along_axis(rows, order, 1)
+def _proposals(k: int) -> int:
+    """Candidates that integers propose for k neighbours."""
+    return 4 * k + 32
 
 
 def checked_features(

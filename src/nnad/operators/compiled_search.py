@@ -1,10 +1,12 @@
 """Compiled helpers of `Bank.nearest`: they find the same neighbours as numpy's, on all cores."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.neighbors import Kernels
 from nnad.operators.compiled import compiled, in_threads, summing
+from nnad.search_steps import Kernels
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -12,7 +14,7 @@ Ints = NDArray[np.int64]
 
 @compiled
 def _smallest(
-    start: int, stop: int, values: NDArray[np.float32], picked: Ints, heap: NDArray[np.float32]
+    start: int, stop: int, values: NDArray[Any], picked: Ints, heap: NDArray[Any]
 ) -> None:
     """Columns of the smallest values of each row, by a heap whose root is the largest kept."""
     count = picked.shape[1]
@@ -46,31 +48,31 @@ def _sq_dists(
     stop: int,
     queries: NDArray[np.float32],
     bank: NDArray[np.float32],
-    candidates: Ints,
+    owner: Ints,
+    rows: Ints,
     out: Floats,
 ) -> None:
-    """Squared distances in float64 of each query to its own candidates."""
-    for q in range(start, stop):
-        for c in range(candidates.shape[1]):
-            query, row = queries[q], bank[candidates[q, c]]
-            total = 0.0
-            for d in range(len(row)):
-                difference = np.float64(query[d]) - np.float64(row[d])
-                total += difference * difference
-            out[q, c] = total
+    """Squared distances in float64 of queries[owner] and bank[rows]."""
+    for pair in range(start, stop):
+        query, row = queries[owner[pair]], bank[rows[pair]]
+        total = 0.0
+        for d in range(len(row)):
+            difference = np.float64(query[d]) - np.float64(row[d])
+            total += difference * difference
+        out[pair] = total
 
 
-def _smallest_in_threads(values: NDArray[np.float32], count: int) -> Ints:
+def _smallest_in_threads(values: NDArray[Any], count: int) -> Ints:
     picked = np.empty((len(values), min(count, values.shape[1])), dtype=np.int64)
-    in_threads(_smallest, len(values), values, picked, np.empty(picked.shape, dtype=np.float32))
+    in_threads(_smallest, len(values), values, picked, np.empty(picked.shape, values.dtype))
     return picked
 
 
 def _sq_dists_in_threads(
-    queries: NDArray[np.float32], bank: NDArray[np.float32], candidates: Ints
+    queries: NDArray[np.float32], bank: NDArray[np.float32], owner: Ints, rows: Ints
 ) -> Floats:
-    out = np.empty(candidates.shape)
-    in_threads(_sq_dists, len(queries), queries, bank, np.ascontiguousarray(candidates), out)
+    out = np.empty(len(rows))
+    in_threads(_sq_dists, len(rows), queries, bank, owner, rows, out)
     return out
 
 

@@ -32,7 +32,7 @@ from nnad.operators.compiled_search import COMPILED
 from nnad.operators.frame_cache import FrameCache
 from nnad.operators.pair_sums import pair_parts
 
-_BLOCK_BYTES = 4_000_000  # frames that are unpacked at a time
+_BLOCK_BYTES = 8_000_000  # frames that are unpacked at a time
 _LOCK = threading.RLock()  # what operators remember is filled by one thread at a time
 
 
@@ -212,6 +212,9 @@ class KNNN:
         else:
             rows = np.ascontiguousarray(found.rows[:, : self.k_used])
         scores = np.empty((len(queries), len(ridges)))
+        if self.storage == "eager" and self.precision == "float32":  # used where they lie
+            totals, _ = self._totals(queries, rows, rows, self._frames, ridges)
+            return self._reduced(totals)
         step = min(self._block_frames(), self._cache_frames()) // self.k_used
         for block in _blocks(len(queries), max(1, step)):
             local, slots = self._frames_of(rows[block])
