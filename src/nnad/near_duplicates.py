@@ -1,19 +1,19 @@
-"""Which pictures show the same scene: much nearer to each other than the set's pictures are.
+"""Which pictures show the same scene: much nearer to each other than to all others around.
 
 Parts of one product all look alike, so no fixed distance tells a second shot of a part from a shot
-of a second part. Two steps and one constant do:
+of a second part. Two steps and a ratio do:
 
 1. Each picture becomes 32 x 32 pixels, smoothed, without its mean brightness and contrast. The
-   10 nearest others of each are found exactly (`nnad.neighbors`).
+   20 nearest others of each are found exactly (`nnad.neighbors`).
 2. From the difference of two such pictures is removed what a small shift, turn or zoom, a gain and
    an offset explain, to first order: the tangent distance of Simard, LeCun and Denker (1993), with
-   the tangents at the mean of both. What remains, the residual, is 0 for two shots of one still
-   scene without noise.
+   the tangents at the mean of both. What remains is the residual.
 
-A pair is a near duplicate if its residual is at most RATIO times the typical residual, the median
-over pictures of the one to the neighbour at a quarter of the ranks. A quarter, so that bursts
-of less than a quarter of all pictures do not change what is typical. RATIO was chosen on synthetic
-near duplicates of real pictures: docs/near-duplicates.md.
+A pair is a near duplicate if its residual is at most RATIO times the largest residual between
+either picture and its 20 nearest. That finds bursts of up to 20 pictures among alike ones, whether
+the set holds one product or several. A longer burst is its own neighbourhood; its pictures are
+found if their residual is at most STILL times the typical one of the set: frames of a still scene.
+Both constants were chosen on real pictures: docs/near-duplicates.md.
 """
 
 import numpy as np
@@ -23,8 +23,9 @@ from scipy.ndimage import gaussian_filter
 
 from nnad.neighbors import Bank
 
-RATIO = 1 / 6
-NEIGHBORS = 10  # others that each picture is compared with
+RATIO = 0.2
+STILL = 0.05
+NEIGHBORS = 20  # others that each picture is compared with
 _SIDE = 32
 _SMOOTHING = 1.0  # standard deviation of the Gaussian, in pixels of the thumbnail
 _SAMPLE = 512  # pictures that tell what is typical, spread evenly
@@ -53,21 +54,27 @@ def near_pairs(thumbnails: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.empty((0, 2), dtype=np.int64)
     thumbnails = thumbnails[kept]
     own = np.arange(len(kept))
-    found = Bank(thumbnails).nearest(thumbnails, min(NEIGHBORS, len(kept) - 1), exclude=own)
-    pairs = np.column_stack([np.repeat(own, found.rows.shape[1]), found.rows.ravel()])
-    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
-    limit = RATIO * typical_residual(thumbnails)
-    return np.asarray(kept[pairs[residuals(thumbnails, pairs) <= limit]])
+    k = min(NEIGHBORS, len(kept) - 1)
+    found = Bank(thumbnails).nearest(thumbnails, k, exclude=own).rows  # (N, k)
+    pairs = np.column_stack([np.repeat(own, k), found.ravel()])
+    pairs, place = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
+    remaining = residuals(thumbnails, pairs)  # (P,)
+    around = remaining[place.reshape(-1, k)].max(axis=1)  # (N,)
+    limit = RATIO * around[pairs].min(axis=1)
+    limit = np.maximum(limit, STILL * typical_residual(thumbnails))
+    return np.asarray(kept[pairs[remaining <= limit]])
 
 
 def typical_residual(thumbnails: NDArray[np.float32]) -> float:
-    """The residual of two pictures of the set that are not particularly alike."""
+    """Median over pictures of the residual to the neighbour at a quarter of the ranks.
+
+    A quarter, so that bursts of less than a quarter of all pictures do not change it.
+    """
     count = min(len(thumbnails), _SAMPLE)
     sample = thumbnails[np.linspace(0, len(thumbnails) - 1, count).astype(int)]
     proximity = sample @ sample.T
     np.fill_diagonal(proximity, -np.inf)
-    rank = min(count - 1, max(NEIGHBORS, count // 4)) - 1
-    others = np.argsort(-proximity, axis=1, kind="stable")[:, rank]
+    others = np.argsort(-proximity, axis=1, kind="stable")[:, (count - 1) // 4]
     return float(np.median(residuals(sample, np.column_stack([np.arange(count), others]))))
 
 

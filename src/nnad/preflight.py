@@ -252,18 +252,23 @@ def _odd_ones(seen: list[_Facts], sets: Sequence[str]) -> Iterator[Finding]:
             if ordered and len(files[ordered[0]]) > total / 2:
                 most = usual[path] = ordered[0]
                 few = [value for value in ordered[1:] if _is_few(len(files[value]), total)]
-                for value in few:
-                    message = f"{value}; {len(files[most])} of {total} in {path} are {most}"
-                    yield _finding(kind, message, files[value])
+                if few:
+                    message = f"{_listed(files, few)}; {len(files[most])} of {total} in {path} are "
+                    odd = [name for value in few for name in files[value]]
+                    yield _finding(kind, message + most, odd)
             elif kind == "size":
                 yield from _odd_shapes(members, path)
             if len(ordered) - len(few) > 1:
-                told = ", ".join(f"{value} ({len(files[value])})" for value in ordered[:5])
-                told += ", ..." if len(ordered) > 5 else ""
-                yield _finding("mixed", f"{path}: {counted(len(ordered), kind)}: {told}")
+                told = f"{counted(len(ordered), kind)}: {_listed(files, ordered)}"
+                yield _finding("mixed", f"{path}: {told}")
         if len(set(usual.values())) > 1:
             told = "; ".join(f"{value} in {path}" for path, value in usual.items())
             yield _finding("sets-differ", f"usual {kind}: {told}")
+
+
+def _listed(files: dict[str, list[str]], values: list[str]) -> str:
+    told = ", ".join(f"{value} ({len(files[value])})" for value in values[:5])
+    return told + (", ..." if len(values) > 5 else "")
 
 
 def _odd_shapes(members: list[_Facts], path: str) -> Iterator[Finding]:
