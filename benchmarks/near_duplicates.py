@@ -1,9 +1,10 @@
 """How many synthetic near duplicates of real pictures does preflight find, and what else?
 
-Of each set up to 300 pictures, and a changed copy of every 50 of them is put among them. `found` is
-the share of copies paired with their original. `pairs` counts pairs of the set's own pictures, where
-no copy was added: real near duplicates or false ones, which only eyes can tell (docs). `bursts` is
-five pictures with thirty frames each: more than `NEIGHBORS` alike.
+Of each set up to 300 pictures, and changed copies of up to 50 of them are put among them. Under
+each change stands the share of copies paired with their original. `pairs` counts pairs of the
+set's own pictures, where no copy was added: real near duplicates or false ones, which only eyes can
+tell (docs/near-duplicates.md). `bursts` is five pictures with thirty frames each, more alike
+pictures than each is compared with.
 
     python benchmarks/near_duplicates.py magnetic_tile DIR crackcv DIR ...
 """

@@ -37,10 +37,11 @@ def thumbnail(image: Image.Image) -> NDArray[np.float32]:
     """RGB image -> (3072,) of mean 0 and length 1; all 0 if it has no contrast."""
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     pixels = np.asarray(small, dtype=np.float32)
-    pixels = gaussian_filter(pixels, (_SMOOTHING, _SMOOTHING, 0), mode="nearest").ravel()
-    pixels = pixels - pixels.mean()
-    length = np.linalg.norm(pixels)
-    return np.asarray(pixels / length if length > _FLAT else 0 * pixels)
+    pixels = gaussian_filter(pixels, (_SMOOTHING, _SMOOTHING, 0), mode="nearest")
+    if np.linalg.norm(pixels - pixels.mean(axis=(0, 1))) < _FLAT:
+        return np.zeros(pixels.size, dtype=np.float32)
+    pixels = pixels.ravel() - pixels.mean()
+    return np.asarray(pixels / np.linalg.norm(pixels))
 
 
 def near_pairs(thumbnails: NDArray[np.float32]) -> NDArray[np.int64]:
