@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_a_file_given_twice_is_no_duplicate_within_a_set_but_one_in_two_sets(tmp
     (good / "link.png").symlink_to(good / "part_000.png")
     assert preflight([good]).findings == ()
     assert len(found(preflight([good, good]), "leak")) == 6
+
+
+def test_pictures_in_archives(tmp_path):
+    good = parts(tmp_path / "good", range(6))
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
+        archive.write(good / "part_003.png", "a/copy.png")
+        archive.writestr("a/notes.txt", "")
+    report = preflight([good, tmp_path / "test.zip"])
+    assert found(report, "leak") == [["part_003.png", "copy.png"]]
+    assert len(found(report, "passed-over")) == 1
 
 
 def test_an_exif_turned_copy_is_the_same_picture(tmp_path):

@@ -167,7 +167,7 @@ def _score(
 def preflight(
     folders: Annotated[
         list[str],
-        typer.Argument(metavar="DIR...", help="Sets of pictures: folders, globs or files."),
+        typer.Argument(metavar="DIR...", help="Sets of pictures: folders, .zip, lists, globs."),
     ],
     json: Annotated[
         Optional[str],  # noqa: UP045
@@ -179,7 +179,7 @@ def preflight(
     from nnad.report import check_outputs, json_writer
 
     if json is not None:
-        check_outputs([json])
+        check_outputs([json], inputs=folders)
     with ExitStack() as stack:
         writers = [stack.enter_context(json_writer(json))] if json else []
         report = look_over(folders, progress=True)

@@ -147,13 +147,17 @@ def _is_image(name: str) -> bool:
 
 
 def passed_over(paths: Iterable[str]) -> Counter[str]:
-    """How many files of each extension `find_images` leaves out of folders; hidden ones not."""
+    """How many files of each extension `find_images` leaves out of folders and archives.
+
+    Hidden files are not counted.
+    """
     others: set[str] = set()
     for path in paths:
         matches = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
         for folder in [path, *matches]:
             if os.path.isdir(folder):  # noqa: PTH112
                 others.update(_walk(folder)[1])
+        others.update(name for name in zip_folder(path) or () if not _is_image(name))
     return Counter(Path(path).suffix.lower() or "no extension" for path in others)
 
 
