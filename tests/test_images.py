@@ -95,7 +95,7 @@ def test_alpha_is_composited_over_white():
     colours = Image.fromarray(GREY // 128 * 200, "P")
     colours.putpalette([v for i in range(256) for v in (i, i, i, 255 if i else 0)], "RGBA")
     assert (pixels(colours)[GREY < 128] == 255).all()
-    half = np.array([[[0, 0, 0, 128]]], np.uint8)
+    half = np.array([[[0, 0, 0, 128]] * 2], np.uint8)
     assert pixels(half)[0, 0, 0] == 127
     palette = Image.fromarray(GREY // 128).convert("P")
     transparent = pixels(encoded(palette, transparency=0))

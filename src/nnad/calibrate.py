@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.errors import BudgetError, InputError
+from nnad.errors import BudgetError, InputError, counted
 
 DEFAULT_FALSE_ALARMS = 0.01
 
@@ -71,7 +71,8 @@ class Calibration:
         if budget * (len(self.good_scores) + 1) + 1e-9 < 1:
             needed = math.ceil(1 / budget - 1e-9) - 1
             raise BudgetError(
-                f"false_alarms={budget:g}: {len(self.good_scores)} good images cannot support it; "
+                f"false_alarms={budget:g}: {counted(len(self.good_scores), 'good image')} "
+                f"cannot support it; "
                 f"the smallest possible budget is {round_up(self.smallest_budget):g}, "
                 f"and {budget:g} needs at least {needed} good images"
             )

@@ -1,7 +1,7 @@
 """The `nnad` command: thin callers of the library.
 
-Exit codes: 0 done; 1 anomalies found, only with --fail-on-anomaly; 2 wrong use or input; 130
-interrupted; 141 nobody reads the output.
+Exit codes: 0 done; 1 something was found: anomalies, only with --fail-on-anomaly, or errors or
+warnings of preflight; 2 wrong use or input; 130 interrupted; 141 nobody reads the output.
 """
 
 import io
@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from nnad import __version__
-from nnad.errors import ImageWarning, NnadError
+from nnad.errors import ImageWarning, NnadError, counted
 
 if TYPE_CHECKING:
     from nnad.detector import Detector, Result
+    from nnad.preflight import Report
 
 app = typer.Typer(
     help="Anomaly detection in images by nearest neighbours. No training.",
@@ -30,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _SHOWN = 20  # ranked images told on the terminal
+_FINDINGS = 5  # findings of a kind, and files of a finding, told on the terminal
 
 Model = Annotated[Path, typer.Argument(help="The model's folder.")]
 FalseAlarms = Annotated[
@@ -93,10 +96,11 @@ def fit(
         false_alarms=false_alarms,
         precision=precision,
     )
+    _tell_passed_over(good)
     detector.fit(good, cache=cache, progress=True)
     detector.save(model, overwrite=overwrite)
     _tell_unread(list(detector.skipped))
-    print(f"{model}: fitted on {len(detector.names)} good images; {_promise(detector)}")
+    print(f"{model}: fitted on {counted(len(detector.names), 'good image')}; {_promise(detector)}")
 
 
 @app.command()
@@ -131,6 +135,7 @@ def score(
     if picture:
         check_picture(picture)
     detector = Detector.load(model)
+    _tell_passed_over(images)
     results = _score(detector, images, false_alarms, csv, json)
     budget = detector.false_alarms if false_alarms is None else false_alarms
     out = sys.stderr if "-" in (csv, json) else sys.stdout
@@ -165,6 +170,58 @@ def _score(
                 add(result)
             results.append(result)
     return results
+
+
+@app.command()
+def preflight(
+    folders: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR...", help="Sets of pictures: folders, .zip, lists, globs."),
+    ],
+    json: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Write the findings as a JSON file; - for standard output."),
+    ] = None,
+) -> None:
+    """Look for duplicates, leaks between sets and odd pictures before a fit."""
+    from nnad.preflight import preflight as look_over
+    from nnad.report import check_outputs, json_writer
+
+    if json is not None:
+        check_outputs([json], inputs=folders)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(json_writer(json))] if json else []
+        report = look_over(folders, progress=True)
+        for add in writers:
+            for finding in report.findings:
+                add(finding)
+    _tell_findings(report, sys.stderr if json == "-" else sys.stdout)
+    if not report.read:
+        raise typer.Exit(2)
+    if report.serious:
+        raise typer.Exit(1)
+
+
+def _tell_findings(report: "Report", out: Any) -> None:
+    from nnad.preflight import KINDS
+
+    for kind, (severity, advice) in KINDS.items():
+        findings = [finding for finding in report.findings if finding.kind == kind]
+        if not findings:
+            continue
+        print(f"{severity}: {kind}: {advice}", file=out)
+        for finding in findings[:_FINDINGS]:
+            names = "".join(f"\n      {_visible(name)}" for name in finding.files[:_FINDINGS])
+            if len(finding.files) > _FINDINGS:
+                names += f"\n      ... and {len(finding.files) - _FINDINGS} more"
+            names = "" if kind == "unreadable" else names  # the message has the name
+            print(f"   {_visible(finding.message)}{names}", file=out)
+        if len(findings) > _FINDINGS:
+            print(f"   ... and {len(findings) - _FINDINGS} more", file=out)
+    counts = Counter(finding.severity for finding in report.findings)
+    told = [counted(counts[severity], severity) for severity in ("error", "warning", "note")]
+    sets = counted(len(report.sets), "set")
+    print(f"{counted(report.read, 'picture')} read in {sets}: {', '.join(told)}", file=out)
 
 
 @app.command()
@@ -219,7 +276,7 @@ def demo(
     )
     results = detector.score(folder / "test", progress=True)
     _tell_ranking(results, detector.false_alarms, sys.stdout)
-    print(f"fitted on {len(detector.names)} good images; {_promise(detector)}")
+    print(f"fitted on {counted(len(detector.names), 'good image')}; {_promise(detector)}")
     print(f"AUROC {area_under_roc(results):.3f} (1 is a perfect ranking, 0.5 a coin)")
     contact_sheet([r for r in results if r.is_anomaly] or results, picture)
     print(f"{picture}: each anomaly beside its nearest good image")
@@ -232,7 +289,7 @@ def _promise(detector: "Detector") -> str:
     text = f"at most {round_up(budget):g} of good images will be called anomalies"
     if budget == detector.calibration.smallest_budget:
         needed = round(1 / DEFAULT_FALSE_ALARMS) - 1
-        text += f" (the smallest budget for {len(detector.names)} images"
+        text += f" (the smallest budget for {counted(len(detector.names), 'image')}"
         text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"
     return text
 
@@ -255,9 +312,8 @@ def _tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
     unread = [r for r in results if r.error is not None]
     _tell_unread(unread)
     anomalies = sum(bool(r.is_anomaly) for r in scored)
-    summary = (
-        f"{len(scored)} images scored, {anomalies} anomalies at a budget of {round_up(budget):g}"
-    )
+    summary = f"{counted(len(scored), 'image')} scored, {anomalies} "
+    summary += f"{'anomaly' if anomalies == 1 else 'anomalies'} at a budget of {round_up(budget):g}"
     if unread:
         summary += f"; {len(unread)} unreadable"
     print(summary, file=out)
@@ -267,7 +323,15 @@ def _tell_unread(unread: list["Result"]) -> None:
     for result in unread[:_SHOWN]:
         print(f"nnad: {_visible(str(result.error))}", file=sys.stderr)
     if len(unread) > _SHOWN:
-        print(f"nnad: ... and {len(unread) - _SHOWN} more unreadable images", file=sys.stderr)
+        more = counted(len(unread) - _SHOWN, "more unreadable image")
+        print(f"nnad: ... and {more}", file=sys.stderr)
+
+
+def _tell_passed_over(images: list[str]) -> None:
+    from nnad.images import describe_passed_over, passed_over
+
+    if others := passed_over(images):
+        print(f"nnad: passed over {_visible(describe_passed_over(others))}", file=sys.stderr)
 
 
 def _visible(text: str) -> str:
@@ -296,7 +360,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def main() -> None:
-    """Run the command. Exit code 1 means anomalies and nothing else; what goes wrong is more."""
+    """Run the command. Exit code 1 means something found and nothing else; faults are more."""
     warnings.showwarning = _show_warning
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this

@@ -20,7 +20,7 @@ from nnad.backbones import Backbone, load_backbone
 from nnad.calibrate import Calibration
 from nnad.cores import usable_cores
 from nnad.crossfit import cross_fitted
-from nnad.errors import ImageError, ImageWarning, InputError, ModelError
+from nnad.errors import ImageError, ImageWarning, InputError, ModelError, counted
 from nnad.features import extract, own
 from nnad.images import Source, collected_warnings, find_images, read_image
 from nnad.int8 import CALIBRATION_IMAGES, PRECISIONS, quantized
@@ -179,11 +179,13 @@ class Detector:
                 names.append(name)
                 features.append(feature)
         if skipped and not features:
-            raise InputError(f"none of {len(skipped)} images can be read; {skipped[0].error}")
+            raise InputError(
+                f"none of {counted(len(skipped), 'image')} can be read; {skipped[0].error}"
+            )
         needed = max(4, getattr(self.operator, "k", 1) + 1)
         if len(names) < needed:
             reason = f" ({skipped[0].error})" if skipped else ""
-            raise InputError(f"{len(names)} good images are too few, {needed} are needed{reason}")
+            raise InputError(f"too few good images: {len(names)}; {needed} are needed{reason}")
         self._check_budget(len(names))
         self.backbone = backbone
         self._set(tuple(names), np.stack(features), {})
@@ -321,7 +323,7 @@ class Detector:
                 twins.append((other, name))
         if twins:
             warnings.warn(
-                f"{len(twins)} of {len(self.names)} good images are copies of others (for example "
+                f"copies of others: {len(twins)} of {len(self.names)} good images (for example "
                 f"{' and '.join(twins[0])}): the false-alarm budget may not hold; keep one of each",
                 ImageWarning,
                 stacklevel=3,

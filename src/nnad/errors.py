@@ -12,6 +12,11 @@ Each message is one line that names the file or the argument and says what to do
 """
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`: for messages."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class NnadError(Exception):
     """Base class of all errors raised by nnad."""
 

@@ -75,12 +75,13 @@ class FeatureCache:
         key = self._key(content)
         feature, warned = self._get(key) or (None, [])
         if feature is None:
-            with collected_warnings() as warned:
+            with collected_warnings() as messages:
                 feature = self._backbone.embed(read_image(content, name))
+            warned = [message.removeprefix(f"{name}: ") for message in messages]
             self._put(key, feature, warned)
         try:
             for text in warned:
-                warn(name, text)
+                warn(f"{name}: {text}")
         except ImageWarning as warning:  # whoever calls has made warnings errors
             raise ImageError(str(warning)) from None
         return feature

@@ -10,6 +10,7 @@
 | 16-bit colour files        | Pillow's reading: the upper 8 bits                                  |
 | float image or array       | must lie in 0..1, times 255                                         |
 | animation, multi-page      | first frame, with an `ImageWarning`                                 |
+| one pixel, all transparent | as it is, with an `ImageWarning`                                    |
 | wrong extension            | the content decides                                                 |
 | anything else              | an `ImageError` that begins with the image's name                   |
 """
@@ -18,6 +19,7 @@ import glob
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from nnad.errors import ImageError, ImageWarning, InputError
+from nnad.errors import ImageError, ImageWarning, InputError, counted
 from nnad.lists import LIST_SUFFIXES, read_list
 from nnad.zips import read_member, zip_folder
 
@@ -59,7 +61,6 @@ EXTENSIONS = _RAW | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".spl
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
 _SHADES_16_BIT = 257  # 65535 / 255
 _LARGEST_CONTENT = 256_000_000  # bytes that `content_of` takes into memory
-_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
 def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
@@ -115,7 +116,7 @@ def _find_files(path: str) -> list[str]:
     if glob.has_magic(path) and not os.path.lexists(path):
         found = []
         for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps ./)
-            found += _walk(match) if os.path.isdir(match) else [match]  # noqa: PTH112
+            found += _walk(match)[0] if os.path.isdir(match) else [match]  # noqa: PTH112
         if not found:
             raise InputError(f"{path}: no file matches")
         return list(dict.fromkeys(found))
@@ -131,7 +132,7 @@ def find_in_folder(path: str) -> list[str] | None:
         InputError: it holds none, or the archive cannot be read.
     """
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where this says no)
-        found = _walk(path)
+        found, _ = _walk(path)
     else:
         members = zip_folder(path)
         if members is None:
@@ -146,8 +147,33 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in EXTENSIONS
 
 
-def _walk(folder: str) -> list[str]:
-    found, seen = [], set()
+def passed_over(paths: Iterable[str]) -> Counter[str]:
+    """How many files of each extension `find_images` leaves out of folders and archives.
+
+    Hidden files are not counted.
+    """
+    others: set[str] = set()
+    for path in paths:
+        matches = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
+        for folder in [path, *matches]:
+            if os.path.isdir(folder):  # noqa: PTH112
+                others.update(_walk(folder)[1])
+        others.update(name for name in zip_folder(path) or () if not _is_image(name))
+    return Counter(Path(path).suffix.lower() or "no extension" for path in others)
+
+
+def describe_passed_over(others: Counter[str]) -> str:
+    """`3 files without an image's extension: 2 .txt, 1 .mp4`."""
+    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())[:10])
+    more = ", ..." if len(others) > 10 else ""
+    return f"{counted(others.total(), 'file')} without an image's extension: {told}{more}"
+
+
+def _walk(folder: str) -> tuple[list[str], list[str]]:
+    """Image files and other files in a folder and below, both sorted."""
+    found: list[str] = []
+    others: list[str] = []
+    seen = set()
 
     def report(error: OSError) -> None:  # as an image that cannot be read
         found.append(str(error.filename))
@@ -159,12 +185,10 @@ def _walk(folder: str) -> list[str]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            str(Path(parent, name))
-            for name in names
-            if not name.startswith(".") and _is_image(name)
-        ]
-    return sorted(found)
+        for name in names:
+            if not name.startswith("."):
+                (found if _is_image(name) else others).append(str(Path(parent, name)))
+    return sorted(found), sorted(others)
 
 
 def read_image(source: Source, name: str | None = None) -> Image.Image:
@@ -261,7 +285,7 @@ def _decode(file: Any, name: str) -> Image.Image:
         _check_size(image.width, image.height)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # MPO: a photo and its preview
-            warn(name, f"{frames} frames or pages; only the first is used")
+            warn(f"{name}: {frames} frames or pages; only the first is used")
             image.seek(0)
         image.load()
         return _to_rgb(image, name)
@@ -275,8 +299,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return _from_16_bit(np.asarray(image), name)
     if image.mode == "F":
         return _from_array(np.asarray(image), name)
+    if image.size == (1, 1):
+        warn(f"{name}: a single pixel")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (0, 0):
+            warn(f"{name}: fully transparent: all that is seen is white")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
@@ -310,9 +338,8 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     elif np.issubdtype(array.dtype, np.uint16):
         if 0 < (high := int(array.max())) < 4096:
             warn(
-                name,
-                f"16-bit image whose brightest value is {high} of 65535: nearly black; if the "
-                f"camera has fewer bits, scale the values up before",
+                f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
+                f"the camera has fewer bits, scale the values up before"
             )
         array = np.round(array / _SHADES_16_BIT)
     elif np.issubdtype(array.dtype, np.floating):
@@ -353,21 +380,27 @@ def _file_content(path: Path) -> bytes | None:
     return path.read_bytes() if path.stat().st_size <= _LARGEST_CONTENT else None
 
 
-def warn(name: str, text: str) -> None:
-    """Issue an `ImageWarning` about an image, or collect its text."""
-    collected = _collected.get()
-    if collected is not None:
-        collected.append(text)
-    else:
-        warnings.warn(f"{name}: {text}", ImageWarning, stacklevel=2)
-
-
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """The texts of this thread's image warnings go to a list instead."""
-    collected: list[str] = []
-    token = _collected.set(collected)
+    """In this thread, until the block ends: what `read_image` warns of goes to a list instead.
+
+    `warnings.catch_warnings` would do that to all threads at once.
+    """
+    messages: list[str] = []
+    token = _collector.set(messages)
     try:
-        yield collected
+        yield messages
     finally:
-        _collected.reset(token)
+        _collector.reset(token)
+
+
+_collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
+
+
+def warn(message: str) -> None:
+    """Issue an `ImageWarning`, or collect its text. It begins with the image's name."""
+    messages = _collector.get()
+    if messages is None:
+        warnings.warn(message, ImageWarning, stacklevel=2)
+    else:
+        messages.append(message)

@@ -128,7 +128,9 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
         sheet.save(file, format=kind)
 
 
-def check_outputs(paths: Sequence[str], model: Path, inputs: Sequence[str] = ()) -> None:
+def check_outputs(
+    paths: Sequence[str], model: Path | None = None, inputs: Sequence[str] = ()
+) -> None:
     """Raise an `InputError` if an output would destroy another, the model or an input."""
     given = {os.path.realpath(path) for path in inputs}
     real = [os.path.realpath(path) for path in paths]
@@ -139,7 +141,7 @@ def check_outputs(paths: Sequence[str], model: Path, inputs: Sequence[str] = ())
             raise InputError(f"{path}: two outputs cannot go to the same place")
         if place in given:
             raise InputError(f"{path}: is an input; choose another name")
-        if Path(place).is_relative_to(os.path.realpath(model)):
+        if model and Path(place).is_relative_to(os.path.realpath(model)):
             raise InputError(f"{path}: is in the model's own folder; choose another place")
 
 
