@@ -79,7 +79,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
         "efficientnet-lite0",
         "256 x 256, centre 224 x 224",
         "root",
-        "hull, k=5",
+        "local, k=5",
     ):
         assert text in done.stdout
 
@@ -241,7 +241,7 @@ def test_failed_scoring_leaves_an_old_csv(model, new_folder, tmp_path):
 def test_overwrite(model, good_folder):
     done = nnad("fit", good_folder, "--model", model, "--overwrite", "--k", 3)
     assert done.returncode == 0
-    assert "hull, k=3" in nnad("info", model).stdout
+    assert "local, k=3" in nnad("info", model).stdout
 
 
 def test_presets_and_operators(good_folder, new_folder, tmp_path):

@@ -338,14 +338,17 @@ class Detector:
     ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...]]]:
         """Features (Q, D) -> score, p-value, decision and evidence of each."""
         queries = self._transform(features)
-        count = min(max(_EVIDENCE, getattr(self.operator, "k", 1)), len(self._bank))
-        found = self._bank.nearest(queries, count)
+        told = min(max(_EVIDENCE, getattr(self.operator, "k", 1)), len(self._bank))
+        needed = min(max(told, getattr(self.operator, "n_local", 1)), len(self._bank))
+        found = self._bank.nearest(queries, needed)
         scores = self.operator.score(queries, found)
         p_values = self.calibration.p_values(scores)
         for i in range(len(features)):
             nearest = tuple(
                 Neighbor(self.names[row], float(distance))
-                for row, distance in zip(found.rows[i], np.sqrt(found.sq_dists[i]), strict=True)
+                for row, distance in zip(
+                    found.rows[i, :told], np.sqrt(found.sq_dists[i, :told]), strict=True
+                )
             )
             yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
 
