@@ -215,7 +215,7 @@ def test_an_interruption_and_a_fault_are_no_anomalies(model, new_folder, tmp_pat
     assert message.splitlines()[-1] == b"nnad: interrupted"
     code = (
         "import sys, nnad.cli, nnad.detector\n"
-        "nnad.detector.Detector.load = lambda *_: 1 / 0\n"
+        "nnad.detector.Detector.load = lambda *_, **__: 1 / 0\n"
         "sys.argv = ['nnad', 'score', 'm', 'x', '--fail-on-anomaly']\n"
         "nnad.cli.main()"
     )
