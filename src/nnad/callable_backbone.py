@@ -67,7 +67,7 @@ class CallableBackbone(Backbone):
         """Raise a `BackboneError` unless it gives the features of a saved model's function."""
         same = (
             settings["kind"] == "callable"
-            and self.preprocessing.settings() == settings["preprocessing"]
+            and self.preprocessing == Preprocessing.from_settings(settings["preprocessing"])
             and np.shape(settings["probe"]) == self.probe.shape
         )
         difference = largest_difference(self.probe, settings["probe"]) if same else np.inf
