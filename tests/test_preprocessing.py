@@ -55,6 +55,7 @@ def test_a_mask_and_a_region_belong_to_the_fingerprint_and_are_saved(tmp_path):
     masked = load_backbone(mask=tmp_path / "mask.png")
     same = load_backbone(mask=np.array([[False, True], [True, True]]))
     cut = load_backbone(region=[0.5, 0, 1, 1])
+    assert load_backbone(region=(0.5, 0.0, 1.0, 1.0)).fingerprint == cut.fingerprint
     prints = {b.fingerprint for b in (load_backbone(), masked, cut)}
     assert len(prints) == 3
     assert same.fingerprint == masked.fingerprint

@@ -89,6 +89,8 @@ class Preprocessing:
                     f"region={self.region!r}; expected (left, top, right, bottom) as fractions of "
                     f"width and height, 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
                 )
+            # 0 and 0.0 are the same region, and shall have the same fingerprint
+            object.__setattr__(self, "region", tuple(map(float, self.region)))
         if self.mask and not np.asarray(self._cut(_open_mask(self.mask))).any():
             raise InputError("mask: nothing in it (or in the region) is white; white is seen")
 
