@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from nnad.errors import BackboneError
+from nnad.errors import BackboneError, first_line
 
 _WRAPPERS = ("state_dict", "model", "teacher")  # keys under which training programs put the weights
 _PREFIXES = ("module.", "backbone.")
@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     except Exception as error:  # torch raises many types on damaged and on hostile files
         raise BackboneError(
             f"{path}: not a file of tensors and nothing else; save the network's state_dict() as "
-            f"safetensors ({str(error).strip().splitlines()[0][:200]})"
+            f"safetensors ({first_line(error)[:200]})"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):

@@ -47,20 +47,21 @@ def check_export(
         return None
     by_onnx = np.stack([backbone.embed(image) for image in turned])  # (n, D)
     by_torch = np.stack([backbone.embed_reference(image) for image in turned])
+    features = _bounded("features", largest_difference(by_onnx, by_torch), backbone)
     found, expected = score(by_onnx), score(by_torch)
     size = np.maximum(np.abs(expected), np.median(np.abs(expected)))
     size[size == 0] = 1
-    differences = {
-        "features": largest_difference(by_onnx, by_torch),
-        "scores": float((np.abs(found - expected) / size).max()),
-    }
-    for what, bound in BOUNDS.items():
-        if not differences[what] <= bound:
-            raise BackboneError(
-                f"backbone {backbone.name!r}: its export to ONNX changes {what} by "
-                f"{differences[what]:.2g}, more than {bound:g}; use it as a callable instead"
-            )
-    return differences
+    scores = _bounded("scores", float((np.abs(found - expected) / size).max()), backbone)
+    return {"features": features, "scores": scores}
+
+
+def _bounded(what: str, difference: float, backbone: Backbone) -> float:
+    if not difference <= BOUNDS[what]:
+        raise BackboneError(
+            f"backbone {backbone.name!r}: its export to ONNX changes {what} by {difference:.2g}, "
+            f"more than {BOUNDS[what]:g}; use it as a callable instead"
+        )
+    return difference
 
 
 def describe_export(differences: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from nnad.backbones import Backbone, start_session
-from nnad.errors import BackboneError, InputError
+from nnad.errors import BackboneError, InputError, first_line
 from nnad.onnx_graph import Shape, assemble, check_stages, network_input
 from nnad.preprocessing import Preprocessing
 from nnad.probes import probe_images
@@ -105,7 +105,7 @@ def _read(path: str) -> Any:
     except OSError as error:
         raise BackboneError(f"{path}: cannot read the network: {error.strerror}") from error
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        raise BackboneError(f"{path}: not an ONNX network: {_first_line(error)}") from error
+        raise BackboneError(f"{path}: not an ONNX network: {first_line(error)}") from error
     types = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
     tensor = network_input(network).type.tensor_type
     if tensor.elem_type not in types or len(tensor.shape.dim) != 4:
@@ -196,10 +196,6 @@ def _shapes(
         found = session.run(list(stages), {source.name: np.zeros(shape, dtype)})
     except Exception as error:  # onnxruntime's own exception types are not public
         raise BackboneError(
-            f"{path}: cannot run on a {size} x {size} image: {_first_line(error)}"
+            f"{path}: cannot run on a {size} x {size} image: {first_line(error)}"
         ) from error
     return {name: array.shape for name, array in zip(stages, found, strict=True)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

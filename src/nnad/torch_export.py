@@ -6,6 +6,7 @@ and all at once, and refused if a feature differs by more than 1e-4 of its lengt
 """
 
 import contextlib
+import difflib
 import io
 import logging
 import sys
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from nnad.backbones import Backbone, start_session
 from nnad.checkpoints import check_names, read_checkpoint, without_prefixes
-from nnad.errors import BackboneError, InputError
+from nnad.errors import BackboneError, InputError, first_line
 from nnad.onnx_graph import GEM_POWER, GEM_SMALLEST, assemble, check_stages
 from nnad.preprocessing import Preprocessing
 from nnad.probes import largest_difference, probe_images
@@ -90,7 +91,7 @@ def export(
     except Exception as error:  # whatever a network makes of a size that it does not know
         raise BackboneError(
             f"backbone {name!r}: cannot run on a {preprocessing.size} x {preprocessing.size} "
-            f"image: {_first_line(error)}"
+            f"image: {first_line(error)}"
         ) from error
     proto = _export(staged, inputs, name, stages)
     if len({output.name for output in proto.graph.output}) != len(stages):
@@ -199,7 +200,7 @@ def _export(network: nn.Module, inputs: Tensor, name: str, stages: Sequence[str]
         ) from error
     except Exception as error:  # torch.onnx raises many types
         raise BackboneError(
-            f"backbone {name!r}: torch cannot export it to ONNX ({_first_line(error)}); use it as "
+            f"backbone {name!r}: torch cannot export it to ONNX ({first_line(error)}); use it as "
             f"a callable (docs/backbones.md)"
         ) from error
     assert program is not None  # noqa: S101 (None is returned by the old exporter only)
@@ -237,8 +238,8 @@ def _from_torchvision(
 def _from_timm(name: str, size: int | None, weights: Any) -> tuple[nn.Module, Preprocessing, str]:
     timm = _import("timm", f"timm:{name}")
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.partition('.')[0].partition('_')[0]}*")
-        raise BackboneError(f"timm has no {name!r}; near it: {', '.join(near[:20]) or 'nothing'}")
+        near = difflib.get_close_matches(name, timm.list_models(), n=10, cutoff=0.4)
+        raise BackboneError(f"timm has no {name!r}; near it: {', '.join(near) or 'nothing'}")
     arguments: dict[str, Any] = {"num_classes": 0}
     cfg = timm.get_pretrained_cfg(name)
     if size is not None and cfg is not None and cfg.fixed_input_size:
@@ -306,7 +307,7 @@ def _import(module: str, name: str) -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: not made for this torch
         raise BackboneError(
             f"backbone {name!r} needs {module.partition('.')[0]}: pip install 'nnad[torch]' "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -317,7 +318,7 @@ def _download(name: str) -> Iterator[None]:
     except Exception as error:  # each library and its downloader have their own types
         raise BackboneError(
             f"backbone {name!r}: cannot be made with the library's weights "
-            f"({_first_line(error)[:300]}); give a checkpoint file: weights=FILE"
+            f"({first_line(error)[:300]}); give a checkpoint file: weights=FILE"
         ) from error
 
 
@@ -340,7 +341,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
