@@ -60,6 +60,7 @@ _SUFFIXES = "apng bmp dib gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm 
 EXTENSIONS = _RAW | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".split()}
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
 _SHADES_16_BIT = 257  # 65535 / 255
+_LARGEST_CONTENT = 256_000_000  # bytes that `content_of` takes into memory
 
 
 def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
@@ -221,6 +222,8 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
         raise ImageError(f"cannot read an image from a {type(source).__name__}")
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
+    except ImageWarning as warning:  # whoever calls has made warnings errors
+        raise ImageError(str(warning)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image in a format nnad reads ({_formats()})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -282,7 +285,7 @@ def _decode(file: Any, name: str) -> Image.Image:
         _check_size(image.width, image.height)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # MPO: a photo and its preview
-            _warn(f"{name}: {frames} frames or pages; only the first is used")
+            warn(f"{name}: {frames} frames or pages; only the first is used")
             image.seek(0)
         image.load()
         return _to_rgb(image, name)
@@ -297,11 +300,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         return _from_array(np.asarray(image), name)
     if image.size == (1, 1):
-        _warn(f"{name}: a single pixel")
+        warn(f"{name}: a single pixel")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         if rgba.getchannel("A").getextrema() == (0, 0):
-            _warn(f"{name}: fully transparent: all that is seen is white")
+            warn(f"{name}: fully transparent: all that is seen is white")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
@@ -334,7 +337,7 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
         array = array.astype(np.uint8) * 255
     elif np.issubdtype(array.dtype, np.uint16):
         if 0 < (high := int(array.max())) < 4096:
-            _warn(
+            warn(
                 f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
                 f"the camera has fewer bits, scale the values up before"
             )
@@ -348,6 +351,33 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
         raise ImageError(f"array of dtype {array.dtype}; expected uint8, uint16, bool or float")
     image = Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
     return _to_rgb(image, name)
+
+
+def content_of(source: Source) -> bytes | NDArray[Any] | None:
+    """The bytes of an image file, or an array: what the image is, whatever its name.
+
+    None for what only `read_image` can judge or should hold: PIL images, crops, masked arrays,
+    raw photos, anything above 256 MB or that cannot be read.
+    """
+    match source:
+        case bytes():
+            return source
+        case np.ndarray() if not isinstance(source, np.ma.MaskedArray):
+            return source if source.nbytes <= _LARGEST_CONTENT else None
+        case str() | os.PathLike():
+            try:
+                return _file_content(Path(source))
+            except Exception:  # `read_image` will meet it again, and say what it is
+                return None
+    return None
+
+
+def _file_content(path: Path) -> bytes | None:
+    if path.suffix.lower() in _RAW:
+        return None
+    if not path.is_file():
+        return read_member(path)
+    return path.read_bytes() if path.stat().st_size <= _LARGEST_CONTENT else None
 
 
 @contextmanager
@@ -367,7 +397,8 @@ def collected_warnings() -> Iterator[list[str]]:
 _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Issue an `ImageWarning`, or collect its text. It begins with the image's name."""
     messages = _collector.get()
     if messages is None:
         warnings.warn(message, ImageWarning, stacklevel=2)
