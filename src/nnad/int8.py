@@ -109,9 +109,9 @@ def _float_nodes(nodes: Any) -> list[str]:
 
 
 def _agreement(backbone: Backbone, copy: Backbone, inputs: list[NDArray[np.uint8]]) -> float:
-    """Median cosine of float and int8 features of some of the images (as the network saw them)."""
+    """Median cosine of float and int8 features of some of the images."""
     cosines = []
     for views in inputs[:10]:
-        a, b = (network.embed(Image.fromarray(views[0])) for network in (backbone, copy))
+        a, b = (network.features(views).mean(axis=0) for network in (backbone, copy))
         cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))
     return float(np.median(cosines))
