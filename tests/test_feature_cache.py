@@ -16,7 +16,16 @@ import pytest
 from conftest import draw
 from PIL import Image
 
-from nnad import Detector, ImageError, ImageWarning, feature_cache, images, load_backbone
+from nnad import (
+    CallableBackbone,
+    Detector,
+    Ensemble,
+    ImageError,
+    ImageWarning,
+    feature_cache,
+    images,
+    load_backbone,
+)
 from nnad.backbones import Backbone
 from nnad.feature_cache import FeatureCache
 from nnad.features import extract
@@ -104,6 +113,18 @@ def test_shape_dtype_and_backbone_are_part_of_the_key(database, embedded):
         features(same_bytes, network(**options), cache=True)
     assert len(embedded) == 12
     assert stored(database) == 12
+
+
+def test_functions_are_not_cached(database):
+    def function(batch):
+        return batch.mean(axis=(1, 2))
+
+    backbone = CallableBackbone(function)
+    assert len(features([draw(0)], backbone, cache=True)) == 1
+    features([draw(0)], Ensemble([backbone, network()]), cache=True)
+    assert not database.exists()
+    features([draw(0)], Ensemble([network(), network(flips="both")]), cache=True)
+    assert stored(database) == 1
 
 
 def test_warnings_come_again_with_the_name_of_the_moment(database, embedded, tmp_path):
@@ -357,7 +378,7 @@ WRITER = """
 import sys, time, numpy as np
 from nnad import feature_cache
 from nnad.feature_cache import FeatureCache
-class Network: fingerprint, dim = "x", 1280
+class Network: fingerprint, dim, device = "x", 1280, "cpu"
 feature_cache._BATCH = 8
 feature_cache._PATIENCE = 30
 start = int(sys.argv[1])

@@ -11,7 +11,7 @@ from conftest import draw
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from nnad import Backbone, BackboneError, Detector, InputError, int8
+from nnad import Backbone, BackboneError, CallableBackbone, Detector, Ensemble, InputError, int8
 from nnad.backbones import Preprocessing
 from nnad.cores import int8_overflows
 from nnad.int8 import quantized
@@ -112,8 +112,10 @@ def test_what_cannot_be_made_int8(monkeypatch):
     broken = Backbone("broken", Preprocessing(32), b"no network")
     with pytest.raises(BackboneError, match="'broken' cannot be made int8, use float32"):
         quantized(broken, images(2))
-    with pytest.raises(BackboneError, match="'function' is no ONNX network; use float32"):
-        quantized(Backbone("function", Preprocessing(32), b""), images(2))
+    function = CallableBackbone(lambda batch: batch.mean(axis=(1, 2)), name="function", size=32)
+    for backbone in (function, Ensemble([small(8), small(8)])):
+        with pytest.raises(BackboneError, match="is not one ONNX network; use float32"):
+            quantized(backbone, images(2))
     with pytest.raises(InputError, match="no readable good image"):
         quantized(small(8), [])
     monkeypatch.setattr(int8, "_AGREEMENT", 1.1)

@@ -53,7 +53,7 @@ class FeatureCache:
 
     def __init__(self, backbone: Backbone, max_bytes: int = MAX_BYTES) -> None:
         self._backbone = backbone
-        self._salt = f"{backbone.fingerprint} {_makers()}\0".encode()
+        self._salt = f"{backbone.fingerprint} {backbone.device} {_makers()}\0".encode()
         self._max_bytes = max_bytes
         self._path = cache_folder() / f"features-v{_VERSION}.sqlite"
         self._lock = threading.Lock()

@@ -41,7 +41,8 @@ def extract(
         backbone: the network.
         workers: threads; one for each core this process may use by default.
         ahead: images taken before the first is yielded; four for each worker by default.
-        cache: take features of known images from the feature cache, and add new ones to it.
+        cache: take features of known images from the feature cache, and add new ones to it; not for
+            backbones that are functions.
     """
 
     def read_and_embed(source: Source, name: str) -> Feature:
@@ -78,6 +79,9 @@ def extract(
 
 
 def _feature_cache(backbone: Backbone) -> "FeatureCache | None":
+    members = getattr(backbone, "members", [backbone])
+    if not all(member.networks for member in members):  # a function may change unnoticed
+        return None
     try:
         from nnad.feature_cache import FeatureCache
     except ImportError:  # a Python without SQLite

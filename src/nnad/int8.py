@@ -25,7 +25,7 @@ from nnad.errors import BackboneError, InputError
 PRECISIONS = ("float32", "int8")
 CALIBRATION_IMAGES = 100
 _FLOAT_CONVOLUTIONS = 6  # why: docs/decisions.md
-_QUANTIZED = ["Conv", "Clip", "Relu", "Add", "Concat", "MaxPool"]
+_QUANTIZED = ["Conv", "Clip", "Relu", "Add", "MaxPool"]
 _AGREEMENT = 0.97  # median cosine with the float features below which the copy is refused
 
 
@@ -38,21 +38,21 @@ def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
 
     Raises:
         InputError: there is no image.
-        BackboneError: it is not an ONNX network, has fewer than seven convolutions, or its int8
+        BackboneError: it is not one ONNX network, has fewer than seven convolutions, or its int8
             features are too far from the float ones.
     """
+    if not getattr(backbone, "onnx", b""):  # a function, or an ensemble
+        raise BackboneError(f"backbone {backbone.name!r} is not one ONNX network; use float32")
     inputs = [backbone.preprocessing(image) for image in images]  # each (V, h, w, 3)
     if not inputs:
         raise InputError("int8: there is no readable good image to calibrate on")
-    if not backbone.onnx:
-        raise BackboneError(f"backbone {backbone.name!r} is no ONNX network; use float32")
     try:
         network = _quantize(backbone.onnx, inputs)
         copy = Backbone(
             f"{backbone.name}-int8",
             backbone.preprocessing,
             network,
-            details=backbone.details,
+            details={**backbone.details, "precision": "int8"},
             device=backbone.device,
         )
         agreement = _agreement(backbone, copy, inputs)
