@@ -230,3 +230,14 @@ def test_whitening_does_not_know_the_images_it_is_calibrated_on(good_folder):
     detector = Detector(transform="white", operator="knn", false_alarms=0.2).fit(good_folder)
     results = detector.score([draw(300 + i) for i in range(20)])
     assert sum(bool(r.is_anomaly) for r in results) <= 10
+
+
+def test_a_list_that_labels_anomalies_is_not_learned_from(good_folder, tmp_path):
+    paths = sorted(good_folder.glob("*"))
+    labels = ["good"] * (len(paths) - 1) + ["crack"]
+    lines = [f"{path.resolve()},{label}" for path, label in zip(paths, labels, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    with pytest.raises(InputError, match=r"list\.csv: images labelled 'crack' are in this list"):
+        Detector().fit(tmp_path / "list.csv")
+    (tmp_path / "good.csv").write_text("\n".join(["path,label", *lines[:-1]]))
+    assert len(Detector().fit([tmp_path / "good.csv"]).names) == len(paths) - 1

@@ -113,14 +113,19 @@ def test_what_cannot_be_made_int8(monkeypatch):
     with pytest.raises(BackboneError, match="'broken' cannot be made int8, use float32"):
         quantized(broken, images(2))
     function = CallableBackbone(lambda batch: batch.mean(axis=(1, 2)), name="function", size=32)
-    for backbone in (function, Ensemble([small(8), small(8)])):
-        with pytest.raises(BackboneError, match="is not one ONNX network; use float32"):
-            quantized(backbone, images(2))
+    with pytest.raises(BackboneError, match="is no ONNX network; use float32"):
+        quantized(function, images(2))
     with pytest.raises(InputError, match="no readable good image"):
         quantized(small(8), [])
     monkeypatch.setattr(int8, "_AGREEMENT", 1.1)
     with pytest.raises(BackboneError, match=r"too far from the float ones \(median cosine [01]\."):
         quantized(small(8), images(2))
+
+
+def test_an_ensemble_is_quantised_member_by_member():
+    copy = quantized(Ensemble([small(8), small(8)]), iter(images(3)))
+    alone = quantized(small(8), images(3))
+    assert [member.onnx for member in copy.members] == [alone.onnx] * 2
 
 
 def test_nothing_is_printed_logged_or_left_behind(tmp_path, monkeypatch, capfd):
@@ -185,14 +190,14 @@ def test_calibration_passes_over_what_cannot_be_read_and_takes_an_iterator(good_
 
 
 def test_many_images_are_sampled_evenly():
-    from nnad.detector import _calibration_sample
+    from nnad.sources import calibration_sample
 
     named = [(str(i), b"") for i in range(1001)]
-    sample, everything = _calibration_sample(named, 1001)
+    sample, everything = calibration_sample(named, 1001)
     assert len(sample) == 100
     assert [sample[0][0], sample[-1][0]] == ["0", "1000"]
     assert everything == named
-    sample, everything = _calibration_sample(iter(named), None)
+    sample, everything = calibration_sample(iter(named), None)
     assert sample == named[:100]
     assert list(everything) == named
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from nnad import InputError
 from nnad.demo import area_under_roc
-from nnad.detector import Neighbor, Result
 from nnad.report import check_outputs, contact_sheet, csv_writer, json_writer
+from nnad.results import Neighbor, Result
 
 
 def test_contact_sheet_shows_each_image_beside_its_nearest(tmp_path):

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from nnad.backbones import load_backbone as load_backbone
     from nnad.callable_backbone import CallableBackbone as CallableBackbone
     from nnad.detector import Detector as Detector
-    from nnad.detector import Neighbor as Neighbor
-    from nnad.detector import Result as Result
     from nnad.ensemble import Ensemble as Ensemble
     from nnad.errors import BackboneError as BackboneError
     from nnad.errors import BudgetError as BudgetError
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from nnad.errors import InputError as InputError
     from nnad.errors import ModelError as ModelError
     from nnad.errors import NnadError as NnadError
+    from nnad.results import Neighbor as Neighbor
+    from nnad.results import Result as Result
 
 # name -> module; looked up on first use, so that `import nnad` costs nothing (PEP 562)
 _HOME = {
@@ -35,8 +35,8 @@ _HOME = {
     "CallableBackbone": "callable_backbone",
     "Ensemble": "ensemble",
     "Detector": "detector",
-    "Neighbor": "detector",
-    "Result": "detector",
+    "Neighbor": "results",
+    "Result": "results",
     "BackboneError": "errors",
     "BudgetError": "errors",
     "DatasetError": "errors",

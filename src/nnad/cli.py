@@ -21,8 +21,9 @@ from nnad import __version__
 from nnad.errors import ImageWarning, NnadError, counted
 
 if TYPE_CHECKING:
-    from nnad.detector import Detector, Result
+    from nnad.detector import Detector
     from nnad.preflight import Report
+    from nnad.results import Result
 
 app = typer.Typer(
     help="Anomaly detection in images by nearest neighbours. No training.",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnad.detector import Result
 from nnad.errors import InputError
+from nnad.results import Result
 
 _COOKIES = Path("examples") / "cookies"
 

@@ -4,16 +4,13 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from nnad import __version__, model_file
 from nnad.backbones import Backbone, Run, check_device, from_settings, load_backbone
@@ -21,14 +18,23 @@ from nnad.calibrate import Calibration
 from nnad.cores import usable_cores
 from nnad.crossfit import cross_fitted
 from nnad.errors import ImageError, ImageWarning, InputError, ModelError, counted
-from nnad.export_check import PICTURES, check_export
-from nnad.features import extract, own
-from nnad.images import Source, collected_warnings, find_images, read_image
-from nnad.int8 import CALIBRATION_IMAGES, PRECISIONS, quantized
+from nnad.export_check import check_export
+from nnad.features import extract
+from nnad.images import Source
+from nnad.int8 import PRECISIONS, quantized
 from nnad.neighbors import Bank
 from nnad.operators import Operator, make_operator, operator_name, settings
 from nnad.operators.arguments import check_amount, check_count
 from nnad.progress import track
+from nnad.results import Neighbor, Result
+from nnad.sources import (
+    calibration_sample,
+    check_labels,
+    keeping_first,
+    named_images,
+    readable,
+    without_repeats,
+)
 from nnad.transforms import TRANSFORMS, fit_transform
 
 AUTO_REASON = (
@@ -37,38 +43,6 @@ AUTO_REASON = (
 )
 _EVIDENCE = 3  # nearest good images told for each decision
 _CHUNK = 64  # images searched at a time; those of an iterator one by one, as it may be a camera
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbor:
-    """A good image near the scored one, and the Euclidean distance of their features."""
-
-    name: str
-    distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What is known of one scored image.
-
-    Attributes:
-        name: its path, or `image[i]` for one that was passed in memory.
-        score: the operator's; higher is more anomalous.
-        p_value: how rare such a score is among good images: at most a share p of them has a
-            p-value of p or less.
-        is_anomaly: whether the p-value is within the false-alarm budget.
-        nearest: the nearest good images, nearest first: the reason for the decision.
-        error: why the image could not be read, or None; with an error all else is None or empty.
-
-    A score can be compared with those of the same model only; a p-value with any.
-    """
-
-    name: str
-    score: float | None = None
-    p_value: float | None = None
-    is_anomaly: bool | None = None
-    nearest: tuple[Neighbor, ...] = ()
-    error: str | None = None
 
 
 class Detector:
@@ -165,18 +139,19 @@ class Detector:
             BudgetError: too few images for the false-alarm budget that was asked for.
             BackboneError: the export of a torch network changed features or scores too much.
         """
-        named, total = _named(images)
+        check_labels(images)
+        named, total = named_images(images)
         if total is not None:
-            named = _without_repeats(named)
+            named = without_repeats(named)
             total = len(named)
             self._check_budget(total)
         backbone = self.backbone
         if self._float_backbone:
-            sample, named = _calibration_sample(named, total)
-            backbone = quantized(self._float_backbone, _readable(sample))
+            sample, named = calibration_sample(named, total)
+            backbone = quantized(self._float_backbone, readable(sample))
         first: list[tuple[str, Source]] = []
         if backbone.exported:
-            named = _keeping(named, first)
+            named = keeping_first(named, first)
         names, features, skipped = [], [], []
         extracted = self._extract(named, total, "good images", progress, backbone, cache=cache)
         for name, feature in extracted:
@@ -233,7 +208,7 @@ class Detector:
         """
         budget = self.false_alarms if false_alarms is None else false_alarms
         threshold = self._fitted().calibration.threshold(budget)
-        named, total = _named(images)
+        named, total = named_images(images)
         extracted = self._extract(named, total, "images", progress, self.backbone)
         return self._results(extracted, threshold, chunk=1 if total is None else _CHUNK)
 
@@ -411,54 +386,3 @@ class Detector:
                 )
             )
             yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
-
-
-def _calibration_sample(
-    named: Iterable[tuple[str, Source]], total: int | None
-) -> tuple[list[tuple[str, Source]], Iterable[tuple[str, Source]]]:
-    """Images evenly spread over a list, or the first ones of an iterator; and all of them."""
-    if total is None:
-        named = iter(named)
-        first = [(name, own(source)) for name, source in islice(named, CALIBRATION_IMAGES)]
-        return first, chain(first, named)
-    listed = list(named)
-    chosen = np.linspace(0, total - 1, min(total, CALIBRATION_IMAGES)).round().astype(int)
-    return [listed[i] for i in chosen], listed
-
-
-def _readable(named: Iterable[tuple[str, Source]]) -> Iterator[Image.Image]:
-    """The images that can be read; `fit` tells of the others when it embeds them."""
-    for name, source in named:
-        with suppress(ImageError), collected_warnings():
-            yield read_image(source, name)
-
-
-def _without_repeats(named: Iterable[tuple[str, Source]]) -> list[tuple[str, Source]]:
-    """A file that was given twice, however its path is spelt, counts once."""
-    kept: dict[str, tuple[str, Source]] = {}
-    for name, source in named:
-        place = os.path.realpath(source) if isinstance(source, str | os.PathLike) else name
-        kept.setdefault(place, (name, source))
-    return list(kept.values())
-
-
-def _keeping(
-    named: Iterable[tuple[str, Source]], first: list[tuple[str, Source]]
-) -> Iterator[tuple[str, Source]]:
-    """The same images; the first few go into `first` as well."""
-    for name, source in named:
-        source = own(source)
-        if len(first) < PICTURES:
-            first.append((name, source))
-        yield name, source
-
-
-def _named(
-    images: Source | Iterable[Source],
-) -> tuple[Iterable[tuple[str, Source]], int | None]:
-    """Named images and their number; an iterator is not drained, so its number is unknown."""
-    named = find_images(images)
-    if isinstance(images, Iterator):
-        return named, None
-    listed = list(named)
-    return listed, len(listed)

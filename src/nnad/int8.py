@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nnad.backbones import Backbone
+from nnad.ensemble import Ensemble
 from nnad.errors import BackboneError, InputError
 
 PRECISIONS = ("float32", "int8")
@@ -30,7 +31,9 @@ _AGREEMENT = 0.97  # median cosine with the float features below which the copy 
 
 
 def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
-    """An int8 copy of a convolutional backbone. The same images give the same copy.
+    """An int8 copy of a convolutional backbone, or of each member of an ensemble.
+
+    The same images give the same copy.
 
     Args:
         backbone: one with an ONNX network.
@@ -38,11 +41,14 @@ def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
 
     Raises:
         InputError: there is no image.
-        BackboneError: it is not one ONNX network, has fewer than seven convolutions, or its int8
+        BackboneError: it is no ONNX network, has fewer than seven convolutions, or its int8
             features are too far from the float ones.
     """
-    if not getattr(backbone, "onnx", b""):  # a function, or an ensemble
-        raise BackboneError(f"backbone {backbone.name!r} is not one ONNX network; use float32")
+    if isinstance(backbone, Ensemble):
+        images = list(images)
+        return Ensemble([quantized(member, images) for member in backbone.members])
+    if not backbone.onnx:
+        raise BackboneError(f"backbone {backbone.name!r} is no ONNX network; use float32")
     inputs = [backbone.preprocessing(image) for image in images]  # each (V, h, w, 3)
     if not inputs:
         raise InputError("int8: there is no readable good image to calibrate on")

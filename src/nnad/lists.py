@@ -14,6 +14,7 @@ from typing import Any
 from nnad.errors import DatasetError
 
 LIST_SUFFIXES = (".csv", ".json")
+GOOD_NAMES = ("good", "normal")  # classes with these names are good, in any case of letters
 
 
 @dataclass(frozen=True, slots=True)

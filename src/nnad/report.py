@@ -13,10 +13,10 @@ from typing import IO, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nnad.detector import Result
 from nnad.errors import ImageError, InputError
 from nnad.files import replacing
 from nnad.images import EXTENSIONS, read_image
+from nnad.results import Result
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")
 _SIDE = 200  # pixels of a picture in a contact sheet

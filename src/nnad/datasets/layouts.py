@@ -22,7 +22,6 @@ from nnad.errors import DatasetError, InputError
 from nnad.images import find_in_folder
 from nnad.lists import LIST_SUFFIXES, Entry, read_list
 
-GOOD_NAMES = ("good", "normal")  # classes with these names are good, in any case of letters
 _LAYOUTS = (
     "train/good and test/<defect> (MVTec), train/<class> and test/<class>, <class> folders, "
     "a .csv or .json list, or folders named by normal_dir= and abnormal_dir="

@@ -1,0 +1,35 @@
+"""What is told of a scored image."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A good image near the scored one, and the Euclidean distance of their features."""
+
+    name: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is known of one scored image.
+
+    Attributes:
+        name: its path, or `image[i]` for one that was passed in memory.
+        score: the operator's; higher is more anomalous.
+        p_value: how rare such a score is among good images: at most a share p of them has a
+            p-value of p or less.
+        is_anomaly: whether the p-value is within the false-alarm budget.
+        nearest: the nearest good images, nearest first: the reason for the decision.
+        error: why the image could not be read, or None; with an error all else is None or empty.
+
+    A score can be compared with those of the same model only; a p-value with any.
+    """
+
+    name: str
+    score: float | None = None
+    p_value: float | None = None
+    is_anomaly: bool | None = None
+    nearest: tuple[Neighbor, ...] = ()
+    error: str | None = None
