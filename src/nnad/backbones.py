@@ -253,7 +253,7 @@ def load_backbone(
         return load_file(path, declared, changes, stages, pooling, device)
     if kind in ("torchvision", "timm"):
         try:
-            from nnad.torch_export import load_torch
+            from nnad.torch_networks import load_torch
         except ImportError as error:
             raise BackboneError(
                 f"backbone {name!r} needs {error.name}: pip install 'nnad[torch]'"

@@ -16,7 +16,7 @@ from conftest import draw
 from PIL import Image
 from torch import nn
 
-from nnad import BackboneError, Detector, InputError, load_backbone, torch_export
+from nnad import BackboneError, Detector, InputError, load_backbone, torch_export, torch_networks
 from nnad.ensemble import Ensemble
 from nnad.preprocessing import Preprocessing
 from nnad.probes import largest_difference, probe_images
@@ -97,10 +97,10 @@ def test_the_feature_is_the_plain_networks(resnet18):
 
 def test_the_preprocessing_is_the_librarys():
     mean, std = IMAGENET
-    with torch_export._seeded():
-        _, old, _ = torch_export._from_torchvision("resnet50", None, "random")
-        _, dino, _ = torch_export._from_timm("vit_small_patch8_224.dino", None, "random")
-        _, dinov2, _ = torch_export._from_timm("vit_small_patch14_dinov2.lvd142m", None, "random")
+    with torch_networks._seeded():
+        _, old, _ = torch_networks._from_torchvision("resnet50", None, "random")
+        _, dino, _ = torch_networks._from_timm("vit_small_patch8_224.dino", None, "random")
+        _, dinov2, _ = torch_networks._from_timm("vit_small_patch14_dinov2.lvd142m", None, "random")
     assert old == Preprocessing(224, interpolation="bilinear", mean=mean, std=std)
     cfg = timm.get_pretrained_cfg("vit_small_patch8_224.dino")
     assert dino == Preprocessing(
@@ -227,8 +227,8 @@ def test_checkpoint_files(trained, tmp_path, resnet18):
     safetensors.torch.save_file(headless, tmp_path / "plain.safetensors")
     read = []
     for path in sorted(tmp_path.iterdir()):
-        with torch_export._seeded():
-            network, _, told = torch_export._from_torchvision("resnet18", None, path)
+        with torch_networks._seeded():
+            network, _, told = torch_networks._from_torchvision("resnet18", None, path)
         assert told.startswith(f"{path.name}, SHA-256 ")
         read.append(network.state_dict())
     assert len(read) == 5
