@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from nnad.datasets.dataset import Dataset, file_split
 from nnad.errors import DatasetError, InputError
 from nnad.images import find_in_folder
-from nnad.lists import LIST_SUFFIXES, Entry, read_list
+from nnad.lists import GOOD_NAMES, LIST_SUFFIXES, Entry, read_list
 
 _LAYOUTS = (
     "train/good and test/<defect> (MVTec), train/<class> and test/<class>, <class> folders, "
