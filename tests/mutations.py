@@ -369,7 +369,7 @@ def peak_megabytes() -> float:
     peak = memory("VmHWM")  # ru_maxrss would begin with the peak of the process that started this
     if peak is None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return peak / 1024
+    return peak * 1024 / 1e6
 
 
 def limit_memory(megabytes: int) -> None:

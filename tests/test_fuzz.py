@@ -82,9 +82,9 @@ def test_any_change_to_weights(changes):
     [
         ("RGB", "PNG", {}, 4),
         ("L", "PNG", {}, 5),
-        ("I;16", "PNG", {}, 7),
-        ("RGBA", "PNG", {}, 9),
-        ("CMYK", "JPEG", {}, 9),
+        ("I;16", "PNG", {}, 7.2),
+        ("RGBA", "PNG", {}, 9.2),
+        ("CMYK", "JPEG", {}, 9.2),
         ("RGB", "JPEG", {}, 4),
         ("RGB", "JPEG", {"progressive": True}, 12),
         ("RGB", "WEBP", {}, 22),

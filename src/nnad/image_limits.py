@@ -14,8 +14,8 @@ MAX_TAG_VALUES = 100_000  # of one TIFF tag; Pillow spends up to 400 bytes and 1
 MAX_SCANS = 100  # of a JPEG; ten are usual, and each is as slow as a whole picture
 MAX_RUN_LENGTH_PIXELS = 10_000_000  # of a BMP; Pillow decodes runs in Python
 
-_BYTES_PER_PIXEL = {"RGB": 4, "1": 5, "L": 5, "P": 5, "I;16": 7}  # decoded, and as RGB beside it
-_OTHER_MODES = 9
+_BYTES_PER_PIXEL = {"RGB": 4, "1": 5, "L": 5, "P": 5, "I;16": 7.2}  # decoded, and as RGB beside it
+_OTHER_MODES = 9.2
 _BYTES_PER_ROW = 64
 _ORIENTATION = 274
 _COMPRESSION, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 259, 278, 322, 323  # tags of TIFF
@@ -73,7 +73,7 @@ def check_cost(image: Any, file: IO[bytes]) -> None:
                     f"a run-length encoded BMP of more than {MAX_RUN_LENGTH_PIXELS:,} pixels; "
                     f"save it as PNG"
                 )
-    check_bytes(bytes_per_pixel * pixels + _BYTES_PER_ROW * image.height + buffer)
+    check_bytes(int(bytes_per_pixel * pixels + _BYTES_PER_ROW * image.height + max(0, buffer)))
 
 
 def check_turn(image: Any) -> None:
