@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from mutations import check_image, check_model, check_weights, encoded, grey_tags, tensor, tiff
 from PIL import Image
 
-from nnad import BackboneError, ImageError, ImageWarning, ModelError, image_limits, model_file
+from nnad import (
+    BackboneError,
+    ImageError,
+    ImageWarning,
+    ModelError,
+    image_limits,
+    model_file,
+    opcodes,
+)
 from nnad.images import read_image
 from nnad.model_file import check_writable, read_model
 from nnad.weights import parse_state_dict
@@ -245,11 +253,10 @@ LAUGHS = b")" + b"q\0h\0\x86" * 100  # a pair of the same pair of the same pair.
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (b"}" + NESTED + b"Ns", "a key is neither text nor a number"),
-        (b"}" + LAUGHS + b"Ns", "a key is neither text nor a number"),
-        (b"}(" + LAUGHS + b"Nu", "a key is neither text nor a number"),
-        (LAUGHS + b")R", "a key is neither text nor a number"),
-        (b"]" * 120_000, "too many opcodes"),
+        (b"}" + NESTED + b"Ns", "a key or name is neither text nor a number"),
+        (b"}" + LAUGHS + b"Ns", "a key or name is neither text nor a number"),
+        (b"}(" + LAUGHS + b"Nu", "a key or name is neither text nor a number"),
+        (LAUGHS + b")R", "a key or name is neither text nor a number"),
         (b"K\1" * 50_000 + b"(t" * 20_000, "no state dict"),
         (b"X\xff\xff\xff\x7fabc", "expected 2147483647 bytes"),
         (b"\x8d" + b"\xff" * 8, "not a plain torch state dict"),
@@ -265,6 +272,13 @@ def test_pickles_that_would_never_end(state, message):
     assert check_weights(content) == "refused"
     with pytest.raises(BackboneError, match=message):
         parse_state_dict(content, "w")
+
+
+def test_too_many_opcodes(monkeypatch):
+    """Each may be an object: the memory they need is bounded by their number."""
+    monkeypatch.setattr(opcodes, "MAX_OPCODES", 100)
+    with pytest.raises(BackboneError, match="too many opcodes"):
+        parse_state_dict(weights(b"]" * 100, []), "w")
 
 
 def test_nested_values_that_are_no_tensors_are_let_go():
