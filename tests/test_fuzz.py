@@ -167,8 +167,17 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
     content = encoded(Image.new("L", (64, 64), 99), "JPEG", progressive=True)
     last = content[content.rindex(b"\xff\xda") : -2]
     many = content[:-2] + last * 1000 + content[-2:]
-    with pytest.raises(ImageError, match=r"a JPEG of 1,\d\d\d scans"):
+    hidden = content[:-2] + b"\xff\xfe\0\4\xff\xd9" + last * 1000 + content[-2:]  # in a comment
+    with pytest.raises(ImageError, match="a JPEG of more than 100 scans"):
+        read_image(hidden)
+    with pytest.raises(ImageError, match="a JPEG of more than 100 scans"):
         read_image(many)
+
+
+def test_a_film_behind_a_jpeg_is_not_counted():
+    for options in ({}, {"progressive": True}):
+        content = encoded(GREY, "JPEG", **options)
+        assert read_image(content + b"\xff\xda\0\4" * 1000).size == (8, 8)
 
 
 @pytest.mark.parametrize("tag", [(324, 1, 200_000, bytes(200_000)), (282, 5, 150_000, b"12345")])

@@ -4,6 +4,7 @@ Each check refuses a file before it is decoded. The costs are those of Pillow's 
 by `benchmarks/fuzz.py`; memory is counted besides the file itself.
 """
 
+import re
 import struct
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ _OTHER_MODES = 9.2
 _BYTES_PER_ROW = 64
 _ORIENTATION = 274
 _COMPRESSION, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 259, 278, 322, 323  # tags of TIFF
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of JPEG, those with a length, and the end
 _BYTE_TYPES = (2, 6, 7)  # types of TIFF that Pillow does not take apart
 
 
@@ -57,7 +59,7 @@ def check_cost(image: Any, file: IO[bytes]) -> None:
         case "JPEG" | "MPO":
             in_first_scan, scans = _jpeg_scans(file)
             if scans > MAX_SCANS:
-                raise ImageError(f"a JPEG of {scans:,} scans; save it anew")
+                raise ImageError(f"a JPEG of more than {MAX_SCANS} scans; save it anew")
             if image.info.get("progressive") or in_first_scan < len(image.getbands()):
                 bytes_per_pixel = 12  # libjpeg keeps the coefficients of the whole picture
         case "TIFF":
@@ -93,13 +95,18 @@ def check_bytes(needed: int) -> None:
 
 
 def _jpeg_scans(file: IO[bytes]) -> tuple[int, int]:
-    """Components in the first scan, 0 if it is not found, and the number of scans."""
+    """Components in the first scan, and the number of scans, counted up to MAX_SCANS + 1."""
     place = file.tell()
     file.seek(0)
     content = file.read()
     file.seek(place)
-    at = 2
-    while at < len(content) and content[at : at + 2] != b"\xff\xda":
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    in_first_scan = content[at + 4] if at + 4 < len(content) else 0
-    return in_first_scan, content.count(b"\xff\xda", at)
+    in_first_scan, scans, at = 0, 0, 2
+    while scans <= MAX_SCANS and (marker := _MARKER.search(content, at)):
+        at = marker.end()
+        if marker[0] == b"\xff\xd9":  # the end; a preview or a film may follow
+            break
+        if marker[0] == b"\xff\xda":
+            scans += 1
+            in_first_scan = in_first_scan or int.from_bytes(content[at + 2 : at + 3], "big")
+        at += int.from_bytes(content[at : at + 2], "big")
+    return in_first_scan, scans
