@@ -3,7 +3,7 @@
 Mutated: files damaged by `tests/mutations.py`, read in child processes with an address space
 limited to 4 GB and 60 s a file. Outcomes: `read`, `refused` (nnad's own error that begins with the
 file's name), `broken` (any other exception or warning), `crashes`, `hangs`. The models' files are
-read by `Detector.load`.
+read by `Detector.load`. Megabytes are the peak of the process so far, seconds the slowest file.
 Largest: files as large as nnad admits, of noise, each in a process of its own.
 Hostile: files made to cost much, each in a process of its own.
 

@@ -313,7 +313,7 @@ def _over_white(image: Image.Image, name: str) -> Image.Image:
     highest = 0  # alpha
     for box in _blocks(*image.size):
         rgba = image.crop(box).convert("RGBA")
-        highest = max(highest, rgba.getchannel("A").getextrema()[1])
+        highest = max(highest, int(np.asarray(rgba)[:, :, 3].max()))
         white = Image.new("RGBA", rgba.size, "white")
         result.paste(Image.alpha_composite(white, rgba).convert("RGB"), box)
     if highest == 0:
