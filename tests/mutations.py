@@ -43,7 +43,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def tiff(*tags: tuple[int, int, int, bytes], tail: bytes = b"", following: int = 0) -> bytes:
+def tiff(*tags: tuple[int, int, int, bytes], tail: bytes = b"") -> bytes:
     """Tags (number, type, count, value), little-endian; then `tail`."""
     place, entries, values = 8 + 2 + 12 * len(tags) + 4, b"", b""
     for number, kind, count, value in tags:
@@ -54,7 +54,7 @@ def tiff(*tags: tuple[int, int, int, bytes], tail: bytes = b"", following: int =
             entries += struct.pack("<I", place + len(values))
             values += value
     head = b"II*\0\10\0\0\0" + struct.pack("<H", len(tags)) + entries
-    return head + struct.pack("<I", following) + values + tail
+    return head + bytes(4) + values + tail
 
 
 def grey_tags(width: int, height: int, compression: int = 1) -> list[tuple[int, int, int, bytes]]:
