@@ -61,7 +61,7 @@ def main() -> None:
 
     rows = []
     for data, features in sets.items():
-        for operator in ("knn", "hull"):
+        for operator in ("knn", "auto"):
             for n in (20, 50, 100, 500):
                 for rule, rates in simulate(features, operator, n, arguments.splits).items():
                     name, _, budget = rule.rpartition(" ")

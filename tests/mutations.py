@@ -186,8 +186,9 @@ def model_seed() -> dict[str, bytes]:
             "operator": {"name": "knn", "settings": settings(operator)},
             "reason": "as asked for",
             "false_alarms": None,
+            "export": None,
         },
-        encoder=backbone.onnx,
+        encoders=backbone.networks,
         names=tuple(f"good-{i}.png" for i in range(6)),
         features=rng.random((6, 8), np.float32),
         good_scores=rng.random(6),
@@ -280,7 +281,12 @@ def mutate_model(files: dict[str, bytes], rng: random.Random) -> tuple[str, dict
         checksum = model_file._checksum(content)
     except (ValueError, RecursionError):
         content, checksum = manifest, ""
-    head = {"format": "nnad-model", "schema": 1, "checksum": checksum, "content": content}
+    head = {
+        "format": model_file.FORMAT,
+        "schema": model_file.SCHEMA,
+        "checksum": checksum,
+        "content": content,
+    }
     return kind, {**others, "manifest.json": json.dumps(head).encode()}
 
 

@@ -79,7 +79,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
         "efficientnet-lite0",
         "256 x 256, centre 224 x 224",
         "root",
-        "hull, k=5",
+        "local, k=5",
     ):
         assert text in done.stdout
 
@@ -215,7 +215,7 @@ def test_an_interruption_and_a_fault_are_no_anomalies(model, new_folder, tmp_pat
     assert message.splitlines()[-1] == b"nnad: interrupted"
     code = (
         "import sys, nnad.cli, nnad.detector\n"
-        "nnad.detector.Detector.load = lambda *_: 1 / 0\n"
+        "nnad.detector.Detector.load = lambda *_, **__: 1 / 0\n"
         "sys.argv = ['nnad', 'score', 'm', 'x', '--fail-on-anomaly']\n"
         "nnad.cli.main()"
     )
@@ -241,7 +241,7 @@ def test_failed_scoring_leaves_an_old_csv(model, new_folder, tmp_path):
 def test_overwrite(model, good_folder):
     done = nnad("fit", good_folder, "--model", model, "--overwrite", "--k", 3)
     assert done.returncode == 0
-    assert "hull, k=3" in nnad("info", model).stdout
+    assert "local, k=3" in nnad("info", model).stdout
 
 
 def test_presets_and_operators(good_folder, new_folder, tmp_path):
@@ -315,3 +315,32 @@ def test_the_cookies_are_attributed():
     assert "CC BY-SA 4.0" in text
     assert "amazon-lookout-for-vision" in text
     assert sum(p.stat().st_size for p in COOKIES.rglob("*")) < 5_000_000
+
+
+def test_options_of_the_backbone_reach_the_model(good_folder, new_folder, tmp_path):
+    Image.new("L", (4, 4), 255).save(tmp_path / "mask.png")
+    options = "--size 64 --geometry whole --region 0,0,0.9,1 --flips horizontal --device cpu"
+    options += " --stages s16b,head --pooling gem --backbone efficientnet-lite0+efficientnet-lite1"
+    model = tmp_path / "m"
+    done = nnad(
+        "fit", good_folder, "--model", model, *options.split(), "--mask", tmp_path / "mask.png"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told = nnad("info", model).stdout
+    for text in (
+        "efficientnet-lite0+efficientnet-lite1, 2784 features",
+        "efficientnet-lite1, stages s16b head, pooling gem",
+        "region 0, 0, 0.9, 1 of the image; mask, 100% of the image seen; whole image resized to 64",
+        "mean over 2 flipped views; Pillow, antialiased, bicubic; RGB, mean 127 127 127",
+    ):
+        assert text in told
+    assert nnad("score", model, new_folder, "--device", "cpu").returncode == 0
+    for options, message in (
+        (["score", model, new_folder, "--device", "cuda"], "pip install onnxruntime-gpu"),
+        (["score", model, new_folder, "--device", "gpu"], "choose cpu, cuda"),
+        (["fit", good_folder, "--model", "n", "--region", "a,b"], "--region: four fractions"),
+        (["fit", good_folder, "--model", "n", "--weights", "random"], "weights: goes with"),
+    ):
+        done = nnad(*options, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr

@@ -6,6 +6,7 @@ import pytest
 from conftest import draw
 
 from nnad import BudgetError, Detector, ImageWarning, InputError, load_backbone
+from nnad.operators import make_operator
 from nnad.operators.knn import KNN
 from nnad.transforms import TRANSFORMS, root
 
@@ -40,7 +41,7 @@ def test_the_score_is_equation_2_of_the_paper(good_folder, new_folder, transform
 
 
 def test_auto_is_the_default_and_says_why(detector, good_folder, tmp_path):
-    named = Detector(operator="hull").fit(good_folder)
+    named = Detector(operator=make_operator("auto")).fit(good_folder)
     np.testing.assert_array_equal(named.calibration.good_scores, detector.calibration.good_scores)
     assert (detector.reason[:5], named.reason) == ("auto:", "as asked for")
     detector.save(tmp_path / "m")

@@ -7,9 +7,10 @@ from conftest import draw
 from PIL import Image, ImageSequence
 
 from nnad import ImageError
-from nnad.backbones import FLIPS, Preprocessing, load_backbone
+from nnad.backbones import load_backbone
 from nnad.errors import InputError
 from nnad.features import extract
+from nnad.preprocessing import FLIPS, Preprocessing
 
 
 def test_order_is_kept_and_a_bad_image_is_an_error_in_its_place(backbone):
@@ -118,7 +119,7 @@ def test_the_fingerprint_covers_preprocessing_and_network(backbone):
 
 
 def test_unknown_geometry_and_flips():
-    with pytest.raises(InputError, match="geometry='square'; choose one of crop, letterbox"):
+    with pytest.raises(InputError, match="geometry='square'; choose one of crop, whole, letterbox"):
         load_backbone(geometry="square")
     with pytest.raises(InputError, match="flips='all'; choose one of none, horizontal, both"):
         load_backbone(flips="all")

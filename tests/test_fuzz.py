@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 
 import mutations
 import numpy as np
@@ -358,3 +359,26 @@ def test_features_that_nnad_did_not_write(change, message, tmp_path, small_model
     model_file.write_model(tmp_path / "wrong", wrong)
     with pytest.raises(ModelError, match=message):
         read_model(tmp_path / "wrong")
+
+
+def places(value: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Of everything within a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*place, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*place, key))
+
+
+def test_every_setting_of_another_type(tmp_path):
+    files = mutations.model_seed()
+    manifest = json.loads(files["manifest.json"])
+    for place in places(manifest["content"]):
+        for value in (None, True, -1, 1e300, "x" * 2000, [], {}, [[]], float("nan")):
+            content = json.loads(json.dumps(manifest["content"]))
+            parent = content
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            told = {**manifest, "content": content, "checksum": model_file._checksum(content)}
+            check_model({**files, "manifest.json": json.dumps(told).encode()}, tmp_path / "m")

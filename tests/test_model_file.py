@@ -106,9 +106,9 @@ def edit_manifest(model, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=99), "written in schema 99, this nnad reads schema 1"),
+        (lambda m: m.update(schema=99), "written in schema 99, this nnad reads schema 2"),
         (lambda m: m.update(format="other"), "not the manifest of an nnad model"),
-        (lambda m: m["content"].update(encoder="../../secret"), "the manifest names"),
+        (lambda m: m["content"].update(encoder=["../../secret"]), "the manifest names"),
         (lambda m: m["content"].update(bank=[]), "damaged or not written by nnad"),
         (lambda m: m["content"]["bank"].append(m["content"]["bank"][0]), "differ in number"),
         (lambda m: m["content"].update(calibration=m["content"]["bank"][0]), "damaged"),

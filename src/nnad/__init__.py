@@ -14,9 +14,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from nnad.backbones import Backbone as Backbone
     from nnad.backbones import load_backbone as load_backbone
+    from nnad.callable_backbone import CallableBackbone as CallableBackbone
     from nnad.detector import Detector as Detector
     from nnad.detector import Neighbor as Neighbor
     from nnad.detector import Result as Result
+    from nnad.ensemble import Ensemble as Ensemble
     from nnad.errors import BackboneError as BackboneError
     from nnad.errors import BudgetError as BudgetError
     from nnad.errors import DatasetError as DatasetError
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Backbone": "backbones",
     "load_backbone": "backbones",
+    "CallableBackbone": "callable_backbone",
+    "Ensemble": "ensemble",
     "Detector": "detector",
     "Neighbor": "detector",
     "Result": "detector",

@@ -7,7 +7,9 @@ Two features may be compared only when they come from backbones with equal finge
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,71 +19,14 @@ from PIL import Image
 
 from nnad import efficientnet
 from nnad.errors import BackboneError, InputError
+from nnad.onnx_graph import check_pooling
+from nnad.preprocessing import RESIZER, Preprocessing, read_mask
 
-GEOMETRIES = ("crop", "letterbox")
-FLIPS = {"none": 1, "horizontal": 2, "both": 4}  # views of one image
-RESIZER = "Pillow, bicubic, antialiased"  # another decoder or resizer moves features
-_GREY = (127, 127, 127)  # what the network sees as zero
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes the network's input. All of it is part of the fingerprint.
-
-    Attributes:
-        size: side of the square input in pixels.
-        geometry: `crop`, as DN2 section 4.6: the whole image is resized to a square of 256/224 the
-            size, then the centre is kept, so the outer 6 % of each side is not seen; `letterbox`:
-            the whole image in its own proportions, grey beside it.
-        flips: features are averaged over the image and its mirror images: `none`, `horizontal`
-            (2 views) or `both` (4 views), for things that have no right way up.
-    """
-
-    size: int
-    geometry: str = "crop"
-    flips: str = "none"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or not 32 <= self.size <= 4096:
-            raise InputError(f"size={self.size!r}; expected 32 to 4096 pixels")
-        if self.geometry not in GEOMETRIES:
-            raise InputError(f"geometry={self.geometry!r}; choose one of {', '.join(GEOMETRIES)}")
-        if self.flips not in FLIPS:
-            raise InputError(f"flips={self.flips!r}; choose one of {', '.join(FLIPS)}")
-
-    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """RGB image of any size -> (V, size, size, 3), V views."""
-        pixels = self._crop(image) if self.geometry == "crop" else self._letterbox(image)
-        views = [pixels]  # each (size, size, 3)
-        if self.flips != "none":
-            views += [pixels[:, ::-1]]
-        if self.flips == "both":
-            views += [pixels[::-1], pixels[::-1, ::-1]]
-        return np.stack(views)
-
-    def _crop(self, image: Image.Image) -> NDArray[np.uint8]:
-        resized = round(self.size * 256 / 224)
-        edge = (resized - self.size) // 2
-        image = image.resize((resized, resized), Image.Resampling.BICUBIC)
-        return np.asarray(image.crop((edge, edge, edge + self.size, edge + self.size)))
-
-    def _letterbox(self, image: Image.Image) -> NDArray[np.uint8]:
-        scale = self.size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        square = Image.new("RGB", (self.size, self.size), _GREY)
-        corner = ((self.size - width) // 2, (self.size - height) // 2)
-        square.paste(image.resize((width, height), Image.Resampling.BICUBIC), corner)
-        return np.asarray(square)
-
-    def __str__(self) -> str:
-        resized = round(self.size * 256 / 224)
-        way = {
-            "crop": f"resized to {resized} x {resized}, centre {self.size} x {self.size} kept "
-            f"(the outer {(resized - self.size) / 2 / resized:.0%} of each side is not seen)",
-            "letterbox": f"whole image within {self.size} x {self.size}, grey beside it",
-        }
-        views = "" if self.flips == "none" else f", mean over {FLIPS[self.flips]} flipped views"
-        return f"{way[self.geometry]}{views}; {RESIZER}"
+Features = NDArray[np.float32]
+Run = Callable[[NDArray[np.uint8]], Any]  # RGB bytes (B, h, w, 3) -> features (B, D)
+KINDS = "onnx:FILE, torchvision:NAME, timm:NAME"
+_PLUS = re.compile(r"\+(?=efficientnet-lite|onnx:|torchvision:|timm:)")
+_CUDA = re.compile(r"cuda(:\d+)?")
 
 
 class Backbone:
@@ -89,87 +34,266 @@ class Backbone:
 
     Calls may come from many threads at once: each runs on the calling thread alone, one image at a
     time, so a feature never depends on which images shared its batch.
+
+    Args:
+        name: what it is called in a model and in errors.
+        preprocessing: what makes its input.
+        onnx: the network, an ONNX file's bytes.
+        details: what `nnad info` tells of it beside: stages, pooling, weights.
+        reference: the same function in torch, if the network was exported from there.
+        device: `cpu`, or `cuda` or `cuda:1` with onnxruntime-gpu; not part of the fingerprint.
     """
 
-    def __init__(self, name: str, preprocessing: Preprocessing, onnx: bytes) -> None:
+    def __init__(
+        self,
+        name: str,
+        preprocessing: Preprocessing,
+        onnx: bytes,
+        *,
+        details: Mapping[str, str] | None = None,
+        reference: Run | None = None,
+        device: str = "cpu",
+    ) -> None:
         self.name = name
         self.preprocessing = preprocessing
         self.onnx = onnx
+        self.details = dict(details or {})
+        self.reference = reference
+        self.device = check_device(device)
 
     def __repr__(self) -> str:
-        return f"Backbone({self.name!r}, {self.preprocessing})"
+        return f"{type(self).__name__}({self.name!r}, {self.preprocessing})"
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the network's bytes and the preprocessing, in hex."""
-        preprocessing = json.dumps([asdict(self.preprocessing), RESIZER], sort_keys=True)
+        preprocessing = json.dumps([self.preprocessing.settings(), RESIZER], sort_keys=True)
         return hashlib.sha256(preprocessing.encode() + b"\0" + self.onnx).hexdigest()
 
     def settings(self) -> dict[str, Any]:
         """All but the network itself, as JSON, for a saved model."""
         return {
+            "kind": "onnx",
             "name": self.name,
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.settings(),
+            "details": self.details,
             "fingerprint": self.fingerprint,
         }
 
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any], onnx: bytes) -> "Backbone":
-        """The backbone of a saved model; one whose fingerprint differs is refused."""
-        backbone = cls(settings["name"], Preprocessing(**settings["preprocessing"]), onnx)
-        if backbone.fingerprint != settings["fingerprint"]:
-            raise BackboneError(
-                f"backbone {backbone.name!r} is not the one the model was made with"
-            )
-        return backbone
+    @property
+    def networks(self) -> list[bytes]:
+        """The ONNX files that a saved model needs."""
+        return [self.onnx]
+
+    def check_same(self, settings: dict[str, Any]) -> None:
+        """Raise a `BackboneError` unless this is the backbone of a saved model."""
+        if self.fingerprint != settings["fingerprint"]:
+            raise BackboneError(f"backbone {self.name!r} is not the one the model was made with")
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What it is made of, as lines for `nnad info`: (what, text)."""
+        details = "".join(f", {key} {value}" for key, value in self.details.items())
+        return [
+            ("network", f"{self.name}{details}"),
+            ("preprocessing", str(self.preprocessing)),
+        ]
 
     @cached_property
     def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            return onnxruntime.InferenceSession(
-                self.onnx, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's own exception types are not public
-            raise BackboneError(
-                f"backbone {self.name!r}: cannot run the network: {error}"
-            ) from error
+        return start_session(self.onnx, self.name, self.device)
 
     @cached_property
     def dim(self) -> int:
         """D, the length of a feature."""
         return int(self._session.get_outputs()[0].shape[1])
 
-    def embed(self, image: Image.Image) -> NDArray[np.float32]:
+    def features(self, batch: NDArray[np.uint8]) -> Features:
+        """Preprocessed images (B, h, w, 3) -> (B, D)."""
+        return np.concatenate(
+            [self._session.run(["features"], {"image": image[None]})[0] for image in batch]
+        )
+
+    def embed(self, image: Image.Image) -> Features:
         """Feature (D,) of an RGB image."""
         views = self.preprocessing(image)  # (V, h, w, 3)
-        features: NDArray[np.float32] = self._session.run(["features"], {"image": views})[0]
-        return np.asarray(features.mean(axis=0))
+        return np.asarray(self.features(views).mean(axis=0))
+
+    @property
+    def exported(self) -> bool:
+        """Whether the network was exported from torch in this process."""
+        return self.reference is not None
+
+    def embed_reference(self, image: Image.Image) -> Features:
+        """Feature (D,) of an RGB image by the torch network; only if `exported`."""
+        assert self.reference is not None  # noqa: S101 (the caller's part)
+        return np.asarray(self.reference(self.preprocessing(image)).mean(axis=0))
+
+
+def check_device(device: str) -> str:
+    """Raise an `InputError` unless `device` is `cpu`, `cuda` or `cuda:N`."""
+    if not isinstance(device, str) or not (device == "cpu" or _CUDA.fullmatch(device)):
+        raise InputError(f"device={device!r}; choose cpu, cuda or, for the second GPU, cuda:1")
+    return device
+
+
+def start_session(onnx: bytes, name: str, device: str = "cpu") -> Any:
+    """An ONNX Runtime session of one thread on that device, or a `BackboneError`."""
+    import onnxruntime
+
+    provider: Any = "CPUExecutionProvider"
+    if device != "cpu":
+        provider = "CUDAExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise BackboneError(
+                f"device={device!r}: this onnxruntime is built for the CPU; for an NVIDIA GPU: "
+                f"pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+            )
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA from pip packages, such as torch's
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        if device == "cpu":
+            return onnxruntime.InferenceSession(onnx, options, providers=[provider])
+        told = {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"}
+        session = onnxruntime.InferenceSession(onnx, options, providers=[(provider, told)])
+    except Exception as error:  # onnxruntime's own exception types are not public
+        raise BackboneError(f"backbone {name!r}: cannot run the network: {error}") from error
+    if session.get_providers()[0] != provider:  # onnxruntime would go on, silently, on the CPU
+        raise BackboneError(
+            f"device={device!r}: onnxruntime cannot use the GPU; it needs an NVIDIA driver and the "
+            f"CUDA and cuDNN of its version: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session
 
 
 def load_backbone(
-    name: str = "efficientnet-lite0", *, geometry: str = "crop", flips: str = "none"
+    name: str | os.PathLike[str] | Run = "efficientnet-lite0",
+    *,
+    size: int | None = None,
+    geometry: str | None = None,
+    flips: str | None = None,
+    interpolation: str | None = None,
+    region: Sequence[float] | None = None,
+    mask: str | os.PathLike[str] | NDArray[Any] | None = None,
+    stages: Sequence[str] | None = None,
+    pooling: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    declared: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Backbone:
-    """An embedded backbone by name.
+    """A backbone by name, from a file, or from a function. See docs/backbones.md.
 
     Args:
         name: `efficientnet-lite0` (the default, 224 px), `efficientnet-lite1` (240 px) or
-            `efficientnet-lite2` (260 px); the last two need the pip package with their weights.
-        geometry, flips: see `Preprocessing`.
+            `efficientnet-lite2` (260 px), the last two from pip packages of their own;
+            `onnx:FILE`, also a path that ends in `.onnx`; `torchvision:NAME` or `timm:NAME`, which
+            need the extra `torch`; several joined by `+`, an ensemble; or a function, see
+            `CallableBackbone`.
+        size, geometry, flips, interpolation, region: see `Preprocessing`; by default what the
+            network was trained with, the geometry `crop`, no flips.
+        mask: a picture or an array (H, W) that is white where the image counts.
+        stages: which maps or vectors of the network make the feature, in this order, by default
+            its last, `head`. Several are each scaled to length 1.
+        pooling: how a map becomes a vector: `mean`, `max`, `gem`, or `cls` for a ViT's class token.
+        weights: for torchvision and timm: a checkpoint file, `random` (seeded, for tests), or a
+            name of torchvision's such as `IMAGENET1K_V2`; by default the library's own, downloaded.
+        declared: for `onnx:FILE`: what its sidecar would say, see `nnad.onnx_file`.
+        device: `cpu`, or `cuda` or `cuda:1`.
 
     Raises:
-        BackboneError: the name is unknown or the weights are not installed.
-        InputError: geometry or flips is unknown.
+        BackboneError: unknown, not installed, unreadable, or not the same after export.
+        InputError: another argument is wrong.
     """
-    if name not in efficientnet.VARIANTS:
-        raise BackboneError(
-            f"backbone {name!r} is unknown; there are: {', '.join(efficientnet.VARIANTS)}"
-        )
-    size = efficientnet.VARIANTS[name].image_size
-    preprocessing = Preprocessing(size, geometry, flips)
-    return Backbone(name, preprocessing, efficientnet.load_onnx(name))
+    check_device(device)
+    check_pooling(pooling)
+    changes: dict[str, Any] = {
+        "size": size,
+        "geometry": geometry,
+        "flips": flips,
+        "interpolation": interpolation,
+        "region": None if region is None else tuple(region),
+        "mask": None if mask is None else read_mask(mask),
+    }
+    if callable(name):
+        from nnad.callable_backbone import CallableBackbone
+
+        given = stages, pooling, weights, declared
+        if device != "cpu" or any(value is not None for value in given):
+            raise InputError("a callable chooses its stages, pooling, weights and device itself")
+        return CallableBackbone(name, **{k: v for k, v in changes.items() if v is not None})
+    name = os.fspath(name)
+    parts = _PLUS.split(name)
+    if len(parts) > 1:
+        from nnad.ensemble import Ensemble
+
+        chosen = {"stages": stages, "pooling": pooling, "weights": weights, "declared": declared}
+        rest: dict[str, Any] = {**changes, **chosen, "mask": mask, "device": device}
+        return Ensemble([load_backbone(part, **rest) for part in parts])
+    kind, _, place = name.partition(":")
+    if declared is not None and kind != "onnx" and not name.endswith(".onnx"):
+        raise InputError(f"declared: goes with onnx:FILE; {name} knows its own preprocessing")
+    if weights is not None and kind not in ("torchvision", "timm"):
+        raise InputError(f"weights: goes with torchvision:NAME and timm:NAME; {name} has its own")
+    if name in efficientnet.VARIANTS:
+        preprocessing = Preprocessing(efficientnet.VARIANTS[name].image_size).changed(**changes)
+        chosen_stages = ("head",) if stages is None else stages
+        onnx = efficientnet.load_onnx(name, chosen_stages, pooling)
+        details = {"stages": " ".join(chosen_stages), "pooling": pooling or "mean"}
+        return Backbone(name, preprocessing, onnx, details=details, device=device)
+    if kind == "onnx" or name.endswith(".onnx"):
+        from nnad.onnx_file import load_file
+
+        path = place if kind == "onnx" else name
+        return load_file(path, declared, changes, stages, pooling, device)
+    if kind in ("torchvision", "timm"):
+        try:
+            from nnad.torch_export import load_torch
+        except ImportError as error:
+            raise BackboneError(
+                f"backbone {name!r} needs {error.name}: pip install 'nnad[torch]'"
+            ) from error
+        return load_torch(kind, place, changes, stages, pooling, weights, device)
+    known = ", ".join(efficientnet.VARIANTS)
+    raise BackboneError(f"backbone {name!r} is unknown; there are: {known}, {KINDS}")
+
+
+def from_settings(
+    settings: dict[str, Any], networks: Sequence[bytes], device: str = "cpu"
+) -> Backbone:
+    """The backbone of a saved model; one whose fingerprint differs is refused."""
+    networks = list(networks)
+    match settings["kind"]:
+        case "onnx":
+            (onnx,) = networks
+            backbone = Backbone(
+                settings["name"],
+                Preprocessing.from_settings(settings["preprocessing"]),
+                onnx,
+                details=settings["details"],
+                device=device,
+            )
+        case "ensemble":
+            from nnad.ensemble import Ensemble
+
+            counts = [0 if m["kind"] == "callable" else 1 for m in settings["members"]]
+            starts = np.cumsum([0, *counts])
+            backbone = Ensemble(
+                [
+                    from_settings(member, networks[start : start + count], device)
+                    for member, start, count in zip(
+                        settings["members"], starts, counts, strict=False
+                    )
+                ]
+            )
+        case "callable":
+            raise BackboneError(
+                f"the model was made with the callable {settings['name']!r}, which no file can "
+                f"hold: pass it again, Detector.load(path, backbone=CallableBackbone(...))"
+            )
+        case kind:
+            raise InputError(f"a backbone of kind {kind!r} is unknown")
+    backbone.check_same(settings)
+    return backbone

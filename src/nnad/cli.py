@@ -42,6 +42,8 @@ FalseAlarms = Annotated[
     ),
 ]
 
+Device = Annotated[str, typer.Option(help="cpu, or cuda or cuda:1 with onnxruntime-gpu.")]
+
 
 @app.command()
 def fit(
@@ -50,13 +52,42 @@ def fit(
     ],
     model: Annotated[Path, typer.Option(help="The folder to save the model in.")],
     false_alarms: FalseAlarms = None,
-    backbone: Annotated[str, typer.Option(help="The network.")] = "efficientnet-lite0",
+    backbone: Annotated[
+        str,
+        typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),
+    ] = "efficientnet-lite0",
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="For torchvision and timm: a checkpoint file, or random."),
+    ] = None,
+    stages: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which layers make the feature, for example s16b,s32a,head."),
+    ] = None,
+    pooling: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="How a map becomes a vector: mean, max, gem, or cls of a ViT."),
+    ] = None,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Side of the network's input in pixels; its own otherwise."),
+    ] = None,
     geometry: Annotated[
-        str, typer.Option(help="crop: centre, as the paper; letterbox: the whole image.")
-    ] = "crop",
+        Optional[str],  # noqa: UP045
+        typer.Option(help="crop: centre, as the paper; whole: squashed; letterbox: as it is."),
+    ] = None,
+    region: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Look at LEFT,TOP,RIGHT,BOTTOM only, fractions of width and height."),
+    ] = None,
+    mask: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A picture that is white where images count, black elsewhere."),
+    ] = None,
     flips: Annotated[
         str, typer.Option(help="Average over mirror images: none, horizontal or both.")
     ] = "none",
+    device: Device = "cpu",
     preset: Annotated[
         str, typer.Option(help="Transform and operator as in a paper: dn2, knnn-paper, ...")
     ] = "",
@@ -78,7 +109,18 @@ def fit(
     from nnad.operators import Operator
 
     check_writable(model, overwrite=overwrite)
-    network = load_backbone(backbone, geometry=geometry, flips=flips)
+    network = load_backbone(
+        backbone,
+        weights=weights,
+        stages=None if stages is None else stages.split(","),
+        pooling=pooling,
+        size=size,
+        geometry=geometry,
+        region=None if region is None else _fractions(region),
+        mask=mask,
+        flips=flips,
+        device=device,
+    )
     scorer: str | Operator = operator
     if preset:
         if (transform, operator, k) != ("root", "auto", None):
@@ -92,6 +134,13 @@ def fit(
     detector.save(model, overwrite=overwrite)
     _tell_unread(list(detector.skipped))
     print(f"{model}: fitted on {counted(len(detector.names), 'good image')}; {_promise(detector)}")
+
+
+def _fractions(region: str) -> list[float]:
+    try:
+        return [float(number) for number in region.split(",")]
+    except ValueError:
+        raise typer.BadParameter("--region: four fractions such as 0.1,0,0.9,1") from None
 
 
 @app.command()
@@ -113,6 +162,7 @@ def score(
         typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg)."),
     ] = None,
     false_alarms: FalseAlarms = None,
+    device: Device = "cpu",
     fail_on_anomaly: Annotated[
         bool,
         typer.Option(help="Exit with 1 if there is an anomaly, with 2 if an image is unreadable."),
@@ -125,7 +175,7 @@ def score(
     check_outputs([p for p in (csv, json, picture) if p is not None], model, images)
     if picture:
         check_picture(picture)
-    detector = Detector.load(model)
+    detector = Detector.load(model, device=device)
     _tell_passed_over(images)
     results = _score(detector, images, false_alarms, csv, json)
     budget = detector.false_alarms if false_alarms is None else false_alarms
@@ -220,26 +270,34 @@ def info(model: Model) -> None:
     """Tell what a model is made of and what it promises."""
     from nnad.calibrate import round_up
     from nnad.detector import Detector
+    from nnad.export_check import describe_export
     from nnad.operators import describe, operator_name
 
     detector = Detector.load(model)
     backbone, calibration = detector.backbone, detector.calibration
-    rows = {
-        "good images": f"{len(detector.names)}, first {detector.names[0]}",
-        "backbone": f"{backbone.name}, {detector.features.shape[1]} features, "
-        f"fingerprint {backbone.fingerprint[:16]}",
-        "preprocessing": str(backbone.preprocessing),
-        "transform": detector.transform,
-        "operator": describe(detector.operator),
-        "chosen": detector.reason,
-        "false alarms": _promise(detector),
-        "guarantee": "proven for good images from the same source"
-        if operator_name(detector.operator) == "knn"
-        else "measured, not proven, for this operator (proven for knn; docs/how-it-works.md)",
-        "threshold": f"{calibration.threshold(detector.false_alarms):.6g}",
-        "smallest budget": f"{round_up(calibration.smallest_budget):g}",
-    }
-    for key, value in rows.items():
+    rows = [
+        ("good images", f"{len(detector.names)}, first {detector.names[0]}"),
+        (
+            "backbone",
+            f"{backbone.name}, {detector.features.shape[1]} features, "
+            f"fingerprint {backbone.fingerprint[:16]}",
+        ),
+        *backbone.describe(),
+        *([("export", describe_export(detector.export))] if detector.export else []),
+        ("transform", detector.transform),
+        ("operator", describe(detector.operator)),
+        ("chosen", detector.reason),
+        ("false alarms", _promise(detector)),
+        (
+            "guarantee",
+            "proven for good images from the same source"
+            if operator_name(detector.operator) == "knn"
+            else "measured, not proven, for this operator (proven for knn; docs/how-it-works.md)",
+        ),
+        ("threshold", f"{calibration.threshold(detector.false_alarms):.6g}"),
+        ("smallest budget", f"{round_up(calibration.smallest_budget):g}"),
+    ]
+    for key, value in rows:
         print(f"{key:<16} {value}")
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad import __version__, model_file
-from nnad.backbones import Backbone, load_backbone
+from nnad.backbones import Backbone, Run, check_device, from_settings, load_backbone
 from nnad.calibrate import Calibration
 from nnad.cores import usable_cores
 from nnad.crossfit import cross_fitted
 from nnad.errors import ImageError, ImageWarning, InputError, ModelError, counted
-from nnad.features import extract
+from nnad.export_check import PICTURES, check_export
+from nnad.features import extract, own
 from nnad.images import Source, find_images
 from nnad.neighbors import Bank
 from nnad.operators import Operator, make_operator, operator_name, settings
@@ -71,7 +72,7 @@ class Detector:
     """Finds images unlike the good ones it was shown. Nothing is trained.
 
     Args:
-        backbone: a name for `load_backbone`, or a `Backbone`.
+        backbone: a `Backbone`, or a name, path or function for `load_backbone`.
         transform: `root` (default), `l2`, `raw`, `log` or `white`, see `nnad.transforms`.
         operator: a name for `make_operator`, or an operator; `auto`, the default, is the distance
             to the local shape of the good images, see docs/auto.md; `knn` is DN2's Eq. 2.
@@ -82,7 +83,8 @@ class Detector:
 
     After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone
     returned them; `calibration`; `false_alarms`, the budget in force; `skipped`, what could not be
-    read while fitting.
+    read while fitting; `export`, for a network that came from torch, the largest relative
+    difference that its export made to `features` and to `scores`.
 
     Raises:
         InputError: an argument is out of range.
@@ -93,10 +95,11 @@ class Detector:
     features: NDArray[np.float32]
     calibration: Calibration
     skipped: tuple[Result, ...]
+    export: dict[str, float] | None = None
 
     def __init__(
         self,
-        backbone: str | Backbone = "efficientnet-lite0",
+        backbone: str | os.PathLike[str] | Backbone | Run = "efficientnet-lite0",
         *,
         transform: str = "root",
         operator: str | Operator = "auto",
@@ -117,7 +120,7 @@ class Detector:
             false_alarms = check_amount("false_alarms", false_alarms)
             if not 0 < false_alarms < 1:
                 raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
-        self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.backbone = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
         self.transform = transform
         self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
@@ -143,12 +146,16 @@ class Detector:
         Raises:
             InputError: nothing to read, or too few images.
             BudgetError: too few images for the false-alarm budget that was asked for.
+            BackboneError: the export of a torch network changed features or scores too much.
         """
         named, total = _named(images)
         if total is not None:
             named = _without_repeats(named)
             total = len(named)
             self._check_budget(total)
+        first: list[tuple[str, Source]] = []
+        if self.backbone.exported:
+            named = _keeping(named, first)
         names, features, skipped = [], [], []
         for name, feature in self._extract(named, total, "good images", progress):
             if isinstance(feature, ImageError):
@@ -169,6 +176,7 @@ class Detector:
         self.calibration = Calibration(self._left_out_scores())
         self.skipped = tuple(skipped)
         self._warn_of_twins()
+        self.export = check_export(self.backbone, first, self._plain_scores) if first else None
         return self
 
     def score(
@@ -221,10 +229,11 @@ class Detector:
             "operator": {"name": operator_name(self.operator), "settings": settings(self.operator)},
             "reason": self.reason,
             "false_alarms": self._asked_false_alarms,
+            "export": self.export,
         }
         saved = model_file.Saved(
             settings=told,
-            encoder=self.backbone.onnx,
+            encoders=self.backbone.networks,
             names=self.names,
             features=self.features,
             good_scores=self.calibration.good_scores,
@@ -233,26 +242,49 @@ class Detector:
         model_file.write_model(Path(path), saved, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, workers: int | None = None) -> Self:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backbone: Backbone | None = None,
+        device: str = "cpu",
+        workers: int | None = None,
+    ) -> Self:
         """Open a saved model. It scores exactly as it did when it was saved.
+
+        Args:
+            path: the model's folder.
+            backbone: the backbone, if it is a `CallableBackbone`, which no file can hold; another
+                than the one that the model was made with is refused.
+            device: `cpu`, or `cuda` or `cuda:1`; a GPU rounds otherwise than the CPU.
+            workers: see `Detector`.
 
         Raises:
             ModelError: it is missing, damaged, foreign or from a newer nnad.
+            BackboneError: the backbone is another one, or the device is not there.
         """
         saved = model_file.read_model(Path(path))
+        check_device(device)
         try:
+            told = saved.settings["backbone"]
+            if backbone is None:
+                backbone = from_settings(told, saved.encoders, device)
+            else:
+                backbone.check_same(told)
             operator = saved.settings["operator"]
             detector = cls(
-                Backbone.from_settings(saved.settings["backbone"], saved.encoder),
+                backbone,
                 transform=saved.settings["transform"],
                 operator=make_operator(operator["name"], **operator["settings"]),
                 false_alarms=saved.settings["false_alarms"],
                 workers=workers,
             )
             detector.reason = str(saved.settings["reason"])
+            detector.export = saved.settings["export"]
             detector._set(saved.names, saved.features, saved.operator_state)
-        except (KeyError, TypeError, InputError) as error:
-            raise ModelError(f"{path}: damaged or not written by nnad: {error!r}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = repr(error)[:200]
+            raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error
         detector.calibration = Calibration(saved.good_scores)
         detector.skipped = ()
         return detector
@@ -290,6 +322,10 @@ class Detector:
             return operator.score(transform(held_out))
 
         return cross_fitted(self.features, score)
+
+    def _plain_scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Features (Q, D) -> (Q,) scores."""
+        return self.operator.score(self._transform(features))
 
     def _warn_of_twins(self) -> None:
         first: dict[bytes, str] = {}
@@ -338,14 +374,17 @@ class Detector:
     ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...]]]:
         """Features (Q, D) -> score, p-value, decision and evidence of each."""
         queries = self._transform(features)
-        count = min(max(_EVIDENCE, getattr(self.operator, "k", 1)), len(self._bank))
-        found = self._bank.nearest(queries, count)
+        told = min(max(_EVIDENCE, getattr(self.operator, "k", 1)), len(self._bank))
+        needed = min(max(told, getattr(self.operator, "n_local", 1)), len(self._bank))
+        found = self._bank.nearest(queries, needed)
         scores = self.operator.score(queries, found)
         p_values = self.calibration.p_values(scores)
         for i in range(len(features)):
             nearest = tuple(
                 Neighbor(self.names[row], float(distance))
-                for row, distance in zip(found.rows[i], np.sqrt(found.sq_dists[i]), strict=True)
+                for row, distance in zip(
+                    found.rows[i, :told], np.sqrt(found.sq_dists[i, :told]), strict=True
+                )
             )
             yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
 
@@ -357,6 +396,17 @@ def _without_repeats(named: Iterable[tuple[str, Source]]) -> list[tuple[str, Sou
         place = os.path.realpath(source) if isinstance(source, str | os.PathLike) else name
         kept.setdefault(place, (name, source))
     return list(kept.values())
+
+
+def _keeping(
+    named: Iterable[tuple[str, Source]], first: list[tuple[str, Source]]
+) -> Iterator[tuple[str, Source]]:
+    """The same images; the first few go into `first` as well."""
+    for name, source in named:
+        source = own(source)
+        if len(first) < PICTURES:
+            first.append((name, source))
+        yield name, source
 
 
 def _named(

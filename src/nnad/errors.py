@@ -47,3 +47,8 @@ class ModelError(NnadError):
 
 class ImageWarning(UserWarning):
     """An image was read, but perhaps not as its owner expects."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, for one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

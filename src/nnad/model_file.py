@@ -1,7 +1,8 @@
 """A model on disk: a folder of immutable, hash-named files and one manifest that names them.
 
     M/manifest.json                        what the model is, and the hash of every file below
-    M/encoder-<hash>.onnx                  the backbone's network, so no other download is needed
+    M/encoder-<hash>.onnx                  the backbone's network, so no other download is needed;
+                                           one for each member of an ensemble, none of a callable
     M/bank-<hash>.safetensors              features of good images, with their names
     M/calibration-<hash>.safetensors       their leave-one-out scores
     M/operator-<hash>.safetensors          what the operator learnt, for some operators
@@ -28,7 +29,7 @@ from nnad.errors import ModelError
 from nnad.files import replacing
 
 FORMAT = "nnad-model"
-SCHEMA = 1
+SCHEMA = 2
 _MAX_MANIFEST = 1_000_000  # bytes; one of ours has some 2,000
 _OURS = re.compile(
     r"(encoder-[0-9a-f]{64}\.onnx|(bank|calibration|operator)-[0-9a-f]{64}\.safetensors)"
@@ -41,7 +42,7 @@ class Saved:
     """What a model folder holds."""
 
     settings: dict[str, Any]  # JSON: backbone, transform, operator, budget, versions
-    encoder: bytes  # ONNX
+    encoders: list[bytes]  # ONNX
     names: tuple[str, ...]  # (N,) of the good images
     features: NDArray[np.float32]  # (N, D) as the backbone returned them
     good_scores: NDArray[np.float64]  # (N,) leave-one-out
@@ -106,7 +107,7 @@ def _write(folder: Path, saved: Saved) -> None:
     operator = safetensors.numpy.save(saved.operator_state)
     content = {
         "settings": saved.settings,
-        "encoder": put("encoder", "onnx", saved.encoder),
+        "encoder": [put("encoder", "onnx", encoder) for encoder in saved.encoders],
         "bank": [put("bank", "safetensors", bank)],
         "calibration": put("calibration", "safetensors", calibration),
         "operator": [put("operator", "safetensors", operator)] if saved.operator_state else [],
@@ -120,7 +121,7 @@ def _write(folder: Path, saved: Saved) -> None:
     with replacing(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
 
-    kept = {content["encoder"], content["calibration"], *content["bank"], *content["operator"]}
+    kept = {content["calibration"]}.union(content["encoder"], content["bank"], content["operator"])
     for path in folder.iterdir():  # what an older model or a killed process left
         if path.name not in kept and (_OURS.fullmatch(path.name) or path.suffix == ".tmp"):
             path.unlink(missing_ok=True)
@@ -154,7 +155,7 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
             state |= safetensors.numpy.load(_checked(folder, name))
         saved = Saved(
             settings=content["settings"],
-            encoder=_checked(folder, content["encoder"]),
+            encoders=[_checked(folder, name) for name in content["encoder"]],
             names=tuple(name for names, _ in parts for name in names),
             features=np.concatenate([features for _, features in parts]),
             good_scores=calibration["good_scores"],

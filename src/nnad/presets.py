@@ -14,7 +14,7 @@ from nnad.errors import InputError
 from nnad.operators import Operator, make_operator
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "auto": {"transform": "root", "operator": "hull"},
+    "auto": {"transform": "root", "operator": "auto"},
     "dn2": {"operator": "knn", "k": 2},
     "knnn-paper": {
         "operator": "knnn",

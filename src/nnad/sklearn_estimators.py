@@ -136,12 +136,14 @@ class LocalDetector(_OperatorEstimator):
         n_local: int = 25,
         ridge: float = 1.0,
         p: int = 2,
+        reduction: str = "mean",
         false_alarms: float | None = 0.1,
     ) -> None:
         self.k = k
         self.n_local = n_local
         self.ridge = ridge
         self.p = p
+        self.reduction = reduction
         self.false_alarms = false_alarms
 
 

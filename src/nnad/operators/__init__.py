@@ -32,7 +32,8 @@ _HOME = {
     "tree": ("kmeans_tree", "TreeKNN"),
 }
 NAMES = tuple(_HOME)
-AUTO = "hull"  # what `auto` stands for; docs/auto.md has the evidence
+# what `auto` stands for; docs/auto.md has the evidence
+AUTO: tuple[str, dict[str, Any]] = ("local", {"k": 5, "ridge": 3.0, "reduction": "min"})
 
 
 class Operator(Protocol):
@@ -54,7 +55,8 @@ def make_operator(name: str, **arguments: Any) -> Operator:
     Raises:
         InputError: no such operator or argument, or a value out of range.
     """
-    name = AUTO if name == "auto" else name
+    if name == "auto":
+        name, arguments = AUTO[0], AUTO[1] | arguments
     if name not in _HOME:
         raise InputError(f"operator={name!r}; choose one of auto, {', '.join(NAMES)}")
     module, class_name = _HOME[name]

@@ -7,11 +7,7 @@ C_n is their covariance (ddof 1); a step v = q - b_n counts little along those d
     score(q) = the least (or mean) s_n over the k nearest n
 
 That is k-NNN's Eq. 1 with p = 2 and a ridge, on the scale of a squared distance. No frames are
-stored: with X (m + 1, D) the centred rows and r = ridge m vbar, Woodbury's identity gives
-
-    s_n(q) = |v|^2 - (X v)' (X X' + r I)^-1 (X v)
-
-where X X' is only (m + 1) x (m + 1). As ridge -> infinity s_n becomes |v|^2, k-NN; with ridge = 0
+stored, see `spaces.shrunk_sq_lengths`. As ridge -> infinity s_n becomes |v|^2, k-NN; with ridge = 0
 it is the squared distance to the affine hull of the rows, T_m, k-NNN's limit without a ridge.
 """
 
@@ -22,6 +18,7 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
+from nnad.operators.spaces import shrunk_sq_lengths
 
 Scores = NDArray[np.float64]
 _CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
@@ -37,8 +34,7 @@ class Hull:
         ridge: in units of vbar; 3. With 0 all of the hull is free, so m must be below D.
         reduction: `min` or `mean` over the k rows.
 
-    The defaults are what nnad calls `auto`; T_10 of the research is `Hull(3, m=10, ridge=0,
-    reduction="mean")`.
+    T_10 is `Hull(3, m=10, ridge=0, reduction="mean")`.
     """
 
     def __init__(
@@ -91,18 +87,14 @@ class Hull:
         around = self.bank.neighborhoods(rows, self.m, absent=absent)  # (p, m)
         points = self.bank.features[np.column_stack([rows, around])].astype(np.float64)
         steps = queries - points[:, 0]  # (p, D), v
-        points -= points.mean(axis=1, keepdims=True)  # (p, m + 1, D), X
-        sq_lengths = np.square(steps).sum(axis=1)  # (p,)
-        gram = points @ np.swapaxes(points, 1, 2)  # (p, m + 1, m + 1), X X'
-        along = np.einsum("qmd,qd->qm", points, steps)  # (p, m + 1), X v
-        ridge = self.ridge * self._vbar * (points.shape[1] - 1)
+        ridge = self.ridge * self._vbar
         if ridge > 0:
-            gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] += ridge
-            free = np.einsum("qm,qm->q", along, np.linalg.solve(gram, along[..., None])[..., 0])
-        else:
-            values, vectors = np.linalg.eigh(gram)  # (p, m + 1), (p, m + 1, m + 1)
-            spans = values > _SPAN * values.max(axis=1, keepdims=True)
-            inverse = np.divide(1, values, out=np.zeros_like(values), where=spans)
-            turned = np.einsum("qmj,qm->qj", vectors, along)
-            free = (np.square(turned) * inverse).sum(axis=1)
-        return np.asarray(np.maximum(sq_lengths - free, 0))
+            return shrunk_sq_lengths(points, steps[:, None], ridge)[:, 0]
+        centred = points - points.mean(axis=1, keepdims=True)  # (p, m + 1, D), X
+        values, vectors = np.linalg.eigh(centred @ np.swapaxes(centred, 1, 2))
+        spans = values > _SPAN * values.max(axis=1, keepdims=True)
+        inverse = np.divide(1, values, out=np.zeros_like(values), where=spans)
+        along = np.einsum("qmd,qd->qm", centred, steps)  # (p, m + 1), X v
+        turned = np.einsum("qmj,qm->qj", vectors, along)
+        free = (np.square(turned) * inverse).sum(axis=1)
+        return np.asarray(np.maximum(np.square(steps).sum(axis=1) - free, 0))

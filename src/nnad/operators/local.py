@@ -2,7 +2,10 @@
 
 Eq. 3 (see global_.py) with the v_j and e_j of the query's nearest good features. The paper takes
 the same k neighbours for both; with k = 3 their covariance has a rank of 2, so the neighbours that
-give the covariance are a number of their own here.
+give the covariance are a number of their own here. With p = 2 the terms of a difference d add up to
+d' (C + ridge)^-1 d, which needs no eigenvectors.
+
+`auto` is Local with the least over 5 neighbours instead of the mean (docs/auto.md).
 """
 
 from typing import Any, Self
@@ -12,9 +15,10 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
-from nnad.operators.spaces import directions, normalized_length
+from nnad.operators.spaces import directions, normalized_length, shrunk_sq_lengths
 
 Scores = NDArray[np.float64]
+_CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
 
 
 class Local:
@@ -25,13 +29,23 @@ class Local:
         n_local: neighbours whose covariance is taken, at least k.
         ridge: added to every eigenvalue, in units of vbar, the mean variance of a bank feature.
         p: 1 as in Eq. 3, or 2: squared terms.
+        reduction: `mean` or `min` over the k rows.
     """
 
-    def __init__(self, k: int = 3, *, n_local: int = 25, ridge: float = 1.0, p: int = 2) -> None:
+    def __init__(
+        self,
+        k: int = 3,
+        *,
+        n_local: int = 25,
+        ridge: float = 1.0,
+        p: int = 2,
+        reduction: str = "mean",
+    ) -> None:
         self.k = check_count("k", k)
         self.n_local = check_count("n_local", n_local, least=self.k)
         self.ridge = check_amount("ridge", ridge)
         self.p = check_choice("p", p, (1, 2))
+        self.reduction = check_choice("reduction", reduction, ("mean", "min"))
 
     def fit(self, bank: Bank) -> Self:
         """Take a bank (N, D)."""
@@ -56,12 +70,20 @@ class Local:
 
     def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Scores:
         scores = np.empty(len(rows))
-        for i, row in enumerate(rows):
-            around = self.bank.features[row].astype(np.float64)  # (n_local, D)
-            values, vectors = directions(around)
-            differences = np.asarray(queries[i], dtype=np.float64) - around[: self.k]  # (k, D)
-            lengths = normalized_length(
-                differences, values[None], vectors[None], self._ridge, self.p
-            )
-            scores[i] = lengths.mean()
+        step = max(1, _CHUNK_ELEMENTS // (rows.shape[1] * self.bank.features.shape[1]))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            around = self.bank.features[rows[part]].astype(np.float64)  # (q, n_local, D)
+            query = np.asarray(queries[part], dtype=np.float64)[:, None]  # (q, 1, D)
+            lengths = self._lengths(query - around[:, : self.k], around)  # (q, k)
+            scores[part] = lengths.min(axis=1) if self.reduction == "min" else lengths.mean(axis=1)
         return scores
+
+    def _lengths(self, differences: Scores, around: Scores) -> Scores:
+        """(q, k, D), (q, n_local, D) -> (q, k)."""
+        if self.p == 2 and self._ridge > 0 and around.shape[1] > 1:
+            return shrunk_sq_lengths(around, differences, self._ridge) / self._ridge
+        values, vectors = directions(around)
+        return normalized_length(
+            differences, values[:, None], vectors[:, None], self._ridge, self.p
+        )

@@ -40,6 +40,31 @@ def directions(points: Array) -> tuple[Array, Array]:
     return values, vectors
 
 
+def shrunk_sq_lengths(points: Array, steps: Array, ridge: float) -> Array:
+    """ridge v' (C + ridge I)^-1 v of steps v, where C is the covariance of the points.
+
+    It is |v|^2 for steps in directions in which the points do not vary, and less in others. With
+    X the centred points and r = ridge (n - 1), Woodbury's identity needs n x n matrices only:
+
+        |v|^2 - (X v)' (X X' + r I)^-1 (X v)
+
+    Args:
+        points: (..., n, D), n >= 2.
+        steps: (..., j, D).
+        ridge: above 0, a variance.
+
+    Returns:
+        (..., j)
+    """
+    centred = points - points.mean(axis=-2, keepdims=True)
+    gram = centred @ np.swapaxes(centred, -1, -2)  # (..., n, n), X X'
+    n = points.shape[-2]
+    gram[..., np.arange(n), np.arange(n)] += ridge * (n - 1)
+    along = centred @ np.swapaxes(steps, -1, -2)  # (..., n, j), X v
+    free = (along * np.linalg.solve(gram, along)).sum(axis=-2)  # (..., j)
+    return np.asarray(np.maximum(np.square(steps).sum(axis=-1) - free, 0))
+
+
 def normalized_length(
     differences: Array, values: Array, vectors: Array, ridge: float, p: int
 ) -> Array:

@@ -1,0 +1,256 @@
+"""Pooling, stages and ONNX files, on networks small enough to compute by hand."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from conftest import draw
+from onnx import TensorProto, helper
+from PIL import Image
+
+from nnad import BackboneError, Detector, InputError, load_backbone
+from nnad.backbones import start_session
+from nnad.efficientnet import STAGES
+from nnad.onnx_graph import Graph, assemble, pool_map
+from nnad.preprocessing import Preprocessing
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.5]
+
+
+def write_network(path, *, layout="nchw", batch="N", side=None, opset=17, dtype="FLOAT"):
+    """`plain`, the input itself; `signed`, half of it minus 0.5; `tokens`, (B, 64 + 0, 3)."""
+    graph = Graph()
+    graph.add("Identity", ["x"], output="plain")
+    kind = np.float16 if dtype == "FLOAT16" else np.float32
+    half = graph.add("Mul", ["x", graph.constant("half", kind(0.5))])
+    graph.add("Sub", [half, "half"], output="signed")
+    rows = graph.add("Reshape", ["x", graph.constant("rows", np.array([0, 3, -1]))])
+    graph.add("Transpose", [rows], perm=[0, 2, 1], output="tokens")
+    graph.add("ReduceMax", ["x"], axes=[2, 3], keepdims=0, output="vector")
+    shape = [batch, 3, side or "H", side or "W"]
+    shape = shape if layout == "nchw" else [batch, side or "H", side or "W", 3]
+    value = getattr(TensorProto, dtype)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "small",
+            [helper.make_tensor_value_info("x", value, shape)],
+            [helper.make_tensor_value_info("plain", value, shape)],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
+    onnx.save(model, path)
+    return path
+
+
+def write_sidecar(path, **changes):
+    told = {"mean": MEAN, "std": STD, "scale": 1, "size": 64, "geometry": "whole", **changes}
+    told = {key: value for key, value in told.items() if value is not None}
+    path.with_name(f"{path.name}.json").write_text(json.dumps(told))
+
+
+def normalised(picture, size=64):
+    pixels = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+    return (pixels / 255.0 - MEAN) / STD  # (h, w, 3)
+
+
+@pytest.fixture
+def network(tmp_path):
+    path = write_network(tmp_path / "net.onnx")
+    write_sidecar(path)
+    return path
+
+
+def embed(path, picture, **options):
+    return load_backbone(f"onnx:{path}", **options).embed(Image.fromarray(picture))
+
+
+def test_pooling_by_hand():
+    values = np.array([[[[1, 2], [3, 0]], [[-1, -2], [-3, -4]]]], np.float32)  # (1, 2, 2, 2)
+    expected = {
+        "mean": [1.5, -2.5],
+        "max": [3, -1],
+        "gem": [9 ** (1 / 3), 1e-6],  # (1 + 8 + 27 + 0) / 4 = 9
+    }
+    for pooling, numbers in expected.items():
+        graph = Graph()
+        pool_map(graph, "x", pooling)
+        model = helper.make_model(
+            helper.make_graph(
+                graph.nodes,
+                "pool",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 2, 2])],
+                [helper.make_tensor_value_info(graph.nodes[-1].output[0], TensorProto.FLOAT, None)],
+                graph.constants,
+            ),
+            opset_imports=[helper.make_opsetid("", 13)],
+            ir_version=8,
+        )
+        (found,) = start_session(model.SerializeToString(), "pool").run(None, {"x": values})
+        np.testing.assert_allclose(found, [numbers], rtol=1e-5)
+
+
+def test_a_file_is_normalised_as_its_sidecar_says(network):
+    picture = draw(0)
+    expected = normalised(picture).mean(axis=(0, 1))
+    np.testing.assert_allclose(embed(network, picture), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(
+        load_backbone(network).embed(Image.fromarray(picture)), embed(network, picture)
+    )
+    write_sidecar(network, scale=255, mean=[255 * v for v in MEAN], std=[255 * v for v in STD])
+    np.testing.assert_allclose(embed(network, picture), expected, rtol=1e-4, atol=1e-6)
+    write_sidecar(network, colours="bgr")
+    np.testing.assert_allclose(embed(network, picture), expected[::-1], rtol=1e-4, atol=1e-6)
+    declared = {"mean": MEAN, "std": STD, "scale": 1, "size": 64, "geometry": "whole"}
+    found = embed(network, picture, declared=declared)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_stages_are_scaled_to_length_one_and_put_side_by_side(network):
+    pixels = normalised(draw(0))
+    maxima, signed = pixels.max(axis=(0, 1)), (pixels / 2 - 0.5).max(axis=(0, 1))
+    found = embed(network, draw(0), stages=("signed", "plain"), pooling="max")
+    parts = [part / np.linalg.norm(part) for part in (signed, maxima)]
+    np.testing.assert_allclose(found, np.concatenate(parts), rtol=1e-4)
+
+
+def test_tokens(network):
+    tokens = normalised(draw(0)).reshape(-1, 3)  # (T, C)
+    for pooling, expected in {
+        None: tokens[0],
+        "cls": tokens[0],
+        "mean": tokens[1:].mean(axis=0),
+        "max": tokens[1:].max(axis=0),
+    }.items():
+        found = embed(network, draw(0), stages=("tokens",), pooling=pooling)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    write_sidecar(network, outputs=["tokens"], prefix_tokens=0)
+    found = embed(network, draw(0))
+    np.testing.assert_allclose(found, tokens.mean(axis=0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="'tokens' has no class token"):
+        embed(network, draw(0), pooling="cls")
+
+
+@pytest.mark.parametrize(
+    "shape", [{"layout": "nhwc"}, {"batch": 1, "side": 64}, {"dtype": "FLOAT16"}, {"opset": 13}]
+)
+def test_other_layouts_types_and_fixed_shapes(tmp_path, shape):
+    path = write_network(tmp_path / "net.onnx", **shape)
+    write_sidecar(path, size=None if "side" in shape else 64)
+    found = embed(path, draw(0), flips="both")
+    rtol = 1e-2 if "dtype" in shape else 1e-4
+    np.testing.assert_allclose(found, normalised(draw(0)).mean(axis=(0, 1)), rtol=rtol, atol=1e-3)
+
+
+def test_a_detector_keeps_the_file_and_its_preprocessing(network, good_folder, tmp_path):
+    detector = Detector(load_backbone(network, stages=("signed",), flips="both")).fit(good_folder)
+    detector.save(tmp_path / "m")
+    network.unlink()
+    loaded = Detector.load(tmp_path / "m")
+    assert loaded.backbone.preprocessing == detector.backbone.preprocessing
+    assert loaded.backbone.name == "onnx:net.onnx"
+    assert loaded.score(draw(100)) == detector.score(draw(100))
+
+
+def test_what_is_not_needed_is_not_kept(network):
+    kept = onnx.load_from_string(load_backbone(network).onnx)
+    assert {"half", "rows"}.isdisjoint(tensor.name for tensor in kept.graph.initializer)
+
+
+def test_a_file_without_a_sidecar(network):
+    network.with_name("net.onnx.json").unlink()
+    with pytest.raises(BackboneError, match=r"write .*net\.onnx\.json.* \{\"size\": 224") as raised:
+        load_backbone(network)
+    shown = str(raised.value)
+    network.with_name("net.onnx.json").write_text(shown[shown.index("{") :])
+    assert load_backbone(network).preprocessing.size == 224
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": None}, "lacks mean"),
+        ({"scale": 2}, "scale=2; say 1 or 255"),
+        ({"sise": 3}, "'sise' has no meaning; there are: colours, crop_fraction"),
+        ({"std": "abc"}, "its sidecar is wrong"),
+        ({"std": [1, 1, 0]}, "its sidecar is wrong: std="),
+        ({"size": None}, "takes images of any size; say in the sidecar"),
+        ({"size": "big"}, "its sidecar is wrong: size='big'"),
+        ({"layout": "chwn"}, "layout='chwn'; say nchw or nhwc"),
+        ({"layout": "nhwc"}, "its input is nchw, and the sidecar says nhwc"),
+        ({"outputs": ["nothing"]}, "has no 'nothing'; there are: plain"),
+        ({"outputs": []}, "expected different names"),
+    ],
+)
+def test_a_sidecar_that_is_wrong(network, changes, message):
+    write_sidecar(network, **changes)
+    with pytest.raises((BackboneError, InputError), match=message):
+        load_backbone(network)
+
+
+def test_files_that_are_no_networks(tmp_path):
+    path = tmp_path / "net.onnx"
+    with pytest.raises(BackboneError, match="cannot read the network: No such file"):
+        load_backbone(path)
+    for content in (b"no network", b""):
+        path.write_bytes(content)
+        with pytest.raises(BackboneError, match=r"net\.onnx: "):
+            load_backbone(path)
+    write_network(path, batch=8)
+    write_sidecar(path)
+    with pytest.raises(BackboneError, match="takes 8 images at a time"):
+        load_backbone(path)
+    write_network(path, dtype="INT64")
+    with pytest.raises(BackboneError, match="not a batch of images of floats"):
+        load_backbone(path)
+    write_network(path, side=64)
+    with pytest.raises(InputError, match=r"size=96: .* takes 64 pixels"):
+        load_backbone(path, size=96)
+    path.with_name("net.onnx.json").write_text("[")
+    with pytest.raises(BackboneError, match=r"net\.onnx\.json: cannot be read as JSON"):
+        load_backbone(path)
+
+
+def test_an_old_opset_is_refused(network):
+    model = onnx.load(network)
+    model.opset_import[0].version = 9
+    with pytest.raises(BackboneError, match="opset 9; export it with opset 11"):
+        assemble(model, Preprocessing(64), {"plain": (1, 3, 64, 64)})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_of_the_embedded_network(stage):
+    backbone = load_backbone(stages=(stage,), pooling="max", size=64)
+    feature = backbone.embed(Image.fromarray(draw(0)))
+    assert feature.shape == (STAGES[stage],) == (backbone.dim,)
+    assert np.isfinite(feature).all()
+
+
+def test_the_papers_feature_is_the_head_averaged(backbone):
+    named = load_backbone(stages=("head",), pooling="mean")
+    assert named.embed(Image.fromarray(draw(0))) == pytest.approx(
+        backbone.embed(Image.fromarray(draw(0)))
+    )
+    several = load_backbone(stages=("s16b", "s32a", "head"), pooling="gem")
+    parts = np.split(several.embed(Image.fromarray(draw(0))), [112, 304])
+    assert [len(part) for part in parts] == [112, 192, 1280]
+    np.testing.assert_allclose([np.linalg.norm(part) for part in parts], 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ("s64",)}, "has no 's64'; there are: s4, s8, s16a, s16b, s32a, s32b, head"),
+        ({"stages": "head"}, "expected different names of stages, in a tuple"),
+        ({"stages": ("head", "head")}, "expected different names"),
+        ({"stages": ()}, "expected different names"),
+        ({"pooling": "median"}, "pooling='median'; choose one of mean, max, gem, cls"),
+        ({"pooling": "cls"}, "stage 'head' has no class token"),
+    ],
+)
+def test_wrong_stages_and_poolings(options, message):
+    with pytest.raises(InputError, match=message):
+        load_backbone(**options)
