@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 import nnad.datasets
 from nnad.backbones import load_backbone
-from nnad.efficientnet import cache_folder
 from nnad.errors import DatasetError
 from nnad.features import extract
-from nnad.files import replacing
+from nnad.files import cache_folder, replacing
 from nnad.images import find_images
 from nnad.progress import track
 from nnad.transforms import fit_transform

@@ -30,8 +30,8 @@ COMPARED = ("raw", "l2", "root", "log")
 
 
 def embed(images: Any, backbone: Backbone) -> NDArray[np.float32]:
-    """Features (N, D) of images that can all be read."""
-    extracted = extract(find_images(images), backbone)
+    """Features (N, D) of images that can all be read; those embedded before are not again."""
+    extracted = extract(find_images(images), backbone, cache=True)
     return np.stack(
         [f for _, f in track(extracted, len(images), "embedding", show=True)]  # type: ignore[misc]
     )

@@ -49,12 +49,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     assert efficientnet.load_onnx("efficientnet-lite0")
 
 
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("NNAD_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert efficientnet.cache_folder() == tmp_path / "nnad"
-
-
 def test_a_network_that_onnxruntime_refuses(backbone):
     broken = Backbone("broken", backbone.preprocessing, b"not a network")
     with pytest.raises(BackboneError, match="'broken': cannot run the network"):

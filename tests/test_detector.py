@@ -102,7 +102,7 @@ def test_the_budget_is_checked_before_any_work(monkeypatch):
 
     monkeypatch.setattr("nnad.backbones.Backbone.embed", unexpected)
     with pytest.raises(BudgetError):
-        Detector(false_alarms=0.01).fit([draw(i) for i in range(20)])
+        Detector(false_alarms=0.01).fit([draw(i) for i in range(20)], cache=False)
 
 
 def test_the_default_budget_is_one_percent_once_there_are_99_images(detector):
@@ -157,6 +157,7 @@ def test_not_fitted(tmp_path):
         {"false_alarms": 0},
         {"false_alarms": 1.0},
         {"false_alarms": -1},
+        {"precision": "float16"},
         {"workers": 0},
         {"workers": 1.5},
         {"false_alarms": "0.1"},

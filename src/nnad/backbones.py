@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nnad import efficientnet
+from nnad.cores import int8_overflows
 from nnad.errors import BackboneError, InputError
 from nnad.onnx_graph import check_pooling
 from nnad.preprocessing import RESIZER, Preprocessing, read_mask
@@ -154,6 +155,8 @@ def start_session(onnx: bytes, name: str, device: str = "cpu") -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if int8_overflows():  # then multiply in a slower way
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         if device == "cpu":
             return onnxruntime.InferenceSession(onnx, options, providers=[provider])

@@ -99,6 +99,10 @@ def fit(
         Optional[int],  # noqa: UP045
         typer.Option(help="The operator's neighbours; its own default otherwise."),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or int8: smaller and faster, not quite equal.")
+    ] = "float32",
+    cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
 ) -> None:
     """Learn from good images and save a model."""
@@ -127,10 +131,15 @@ def fit(
             raise typer.BadParameter("--preset stands for --transform, --operator and --k")
         transform, scorer = presets.preset(preset)
     detector = Detector(
-        network, transform=transform, operator=scorer, k=k, false_alarms=false_alarms
+        network,
+        transform=transform,
+        operator=scorer,
+        k=k,
+        false_alarms=false_alarms,
+        precision=precision,
     )
     _tell_passed_over(good)
-    detector.fit(good, progress=True)
+    detector.fit(good, cache=cache, progress=True)
     detector.save(model, overwrite=overwrite)
     _tell_unread(list(detector.skipped))
     print(f"{model}: fitted on {counted(len(detector.names), 'good image')}; {_promise(detector)}")

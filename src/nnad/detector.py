@@ -4,14 +4,16 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nnad import __version__, model_file
 from nnad.backbones import Backbone, Run, check_device, from_settings, load_backbone
@@ -21,7 +23,8 @@ from nnad.crossfit import cross_fitted
 from nnad.errors import ImageError, ImageWarning, InputError, ModelError, counted
 from nnad.export_check import PICTURES, check_export
 from nnad.features import extract, own
-from nnad.images import Source, find_images
+from nnad.images import Source, collected_warnings, find_images, read_image
+from nnad.int8 import CALIBRATION_IMAGES, PRECISIONS, quantized
 from nnad.neighbors import Bank
 from nnad.operators import Operator, make_operator, operator_name, settings
 from nnad.operators.arguments import check_amount, check_count
@@ -79,6 +82,8 @@ class Detector:
         k: the operator's neighbours, if the operator is given by name; its own default otherwise.
         false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
             or 1 / (n + 1) when there are too few good images (n < 99) for that.
+        precision: `float32`, or `int8`: `fit` first makes an int8 copy of the backbone, calibrated
+            on at most 100 of the good images, see `nnad.int8`. A loaded model keeps its copy.
         workers: threads that decode and embed; one a core by default.
 
     After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone
@@ -105,8 +110,11 @@ class Detector:
         operator: str | Operator = "auto",
         k: int | None = None,
         false_alarms: float | None = None,
+        precision: str = "float32",
         workers: int | None = None,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision={precision!r}; choose one of {', '.join(PRECISIONS)}")
         if transform not in TRANSFORMS:
             raise InputError(f"transform={transform!r}; choose one of {', '.join(TRANSFORMS)}")
         self.reason = AUTO_REASON if operator == "auto" else "as asked for"
@@ -121,6 +129,7 @@ class Detector:
             if not 0 < false_alarms < 1:
                 raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
         self.backbone = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
+        self._float_backbone = self.backbone if precision == "int8" else None
         self.transform = transform
         self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
@@ -136,11 +145,19 @@ class Detector:
         """The false-alarm budget in force."""
         return self._asked_false_alarms or self._fitted().calibration.default_budget()
 
-    def fit(self, images: Source | Iterable[Source], *, progress: bool = False) -> Self:
+    def fit(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        cache: bool = True,
+        progress: bool = False,
+    ) -> Self:
         """Learn what good images look like.
 
         Args:
             images: see `find_images`; at least 4 that can be read, and more than the operator's k.
+            cache: neither decode nor embed again what was fitted before, see
+                `nnad.feature_cache`; the result is the same, bit for bit.
             progress: show a bar on a terminal.
 
         Raises:
@@ -153,11 +170,16 @@ class Detector:
             named = _without_repeats(named)
             total = len(named)
             self._check_budget(total)
+        backbone = self.backbone
+        if self._float_backbone:
+            sample, named = _calibration_sample(named, total)
+            backbone = quantized(self._float_backbone, _readable(sample))
         first: list[tuple[str, Source]] = []
-        if self.backbone.exported:
+        if backbone.exported:
             named = _keeping(named, first)
         names, features, skipped = [], [], []
-        for name, feature in self._extract(named, total, "good images", progress):
+        extracted = self._extract(named, total, "good images", progress, backbone, cache=cache)
+        for name, feature in extracted:
             if isinstance(feature, ImageError):
                 skipped.append(Result(name, error=str(feature)))
             else:
@@ -172,6 +194,7 @@ class Detector:
             reason = f" ({skipped[0].error})" if skipped else ""
             raise InputError(f"too few good images: {len(names)}; {needed} are needed{reason}")
         self._check_budget(len(names))
+        self.backbone = backbone
         self._set(tuple(names), np.stack(features), {})
         self.calibration = Calibration(self._left_out_scores())
         self.skipped = tuple(skipped)
@@ -211,7 +234,7 @@ class Detector:
         budget = self.false_alarms if false_alarms is None else false_alarms
         threshold = self._fitted().calibration.threshold(budget)
         named, total = _named(images)
-        extracted = self._extract(named, total, "images", progress)
+        extracted = self._extract(named, total, "images", progress, self.backbone)
         return self._results(extracted, threshold, chunk=1 if total is None else _CHUNK)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -348,10 +371,12 @@ class Detector:
         total: int | None,
         label: str,
         progress: bool,
+        backbone: Backbone,
+        cache: bool = False,
     ) -> Iterator[tuple[str, NDArray[np.float32] | ImageError]]:
         workers = self.workers or usable_cores()
         ahead = workers if total is None else None
-        extracted = extract(named, self.backbone, workers=workers, ahead=ahead)
+        extracted = extract(named, backbone, workers=workers, ahead=ahead, cache=cache)
         return track(extracted, total, label, show=progress)
 
     def _results(
@@ -387,6 +412,26 @@ class Detector:
                 )
             )
             yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
+
+
+def _calibration_sample(
+    named: Iterable[tuple[str, Source]], total: int | None
+) -> tuple[list[tuple[str, Source]], Iterable[tuple[str, Source]]]:
+    """Images evenly spread over a list, or the first ones of an iterator; and all of them."""
+    if total is None:
+        named = iter(named)
+        first = [(name, own(source)) for name, source in islice(named, CALIBRATION_IMAGES)]
+        return first, chain(first, named)
+    listed = list(named)
+    chosen = np.linspace(0, total - 1, min(total, CALIBRATION_IMAGES)).round().astype(int)
+    return [listed[i] for i in chosen], listed
+
+
+def _readable(named: Iterable[tuple[str, Source]]) -> Iterator[Image.Image]:
+    """The images that can be read; `fit` tells of the others when it embeds them."""
+    for name, source in named:
+        with suppress(ImageError), collected_warnings():
+            yield read_image(source, name)
 
 
 def _without_repeats(named: Iterable[tuple[str, Source]]) -> list[tuple[str, Source]]:

@@ -10,7 +10,6 @@ which have no squeeze-and-excite.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.errors import BackboneError
-from nnad.files import replacing
+from nnad.files import cache_folder, replacing
 from nnad.onnx_graph import Graph, assemble, check_stages
 from nnad.preprocessing import Preprocessing
 from nnad.weights import read_state_dict
@@ -92,14 +91,6 @@ def load_onnx(name: str, stages: Sequence[str] = ("head",), pooling: str | None 
     content = build_onnx(name, weights, stages, pooling)
     _cache(folder / f"{stem}-{hashlib.sha256(content).hexdigest()}.onnx", content)
     return content
-
-
-def cache_folder() -> Path:
-    """`$NNAD_CACHE`, else `$XDG_CACHE_HOME/nnad`, else `~/.cache/nnad`."""
-    if chosen := os.environ.get("NNAD_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "nnad"
 
 
 def _cache(path: Path, content: bytes) -> None:

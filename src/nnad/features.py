@@ -7,7 +7,9 @@ while they work, so every core is busy and nothing waits for a batch to fill.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from nnad.cores import usable_cores
 from nnad.errors import ImageError
 from nnad.images import Source, read_image
 
+if TYPE_CHECKING:
+    from nnad.feature_cache import FeatureCache
+
 Feature = NDArray[np.float32]
 
 
@@ -27,6 +32,7 @@ def extract(
     *,
     workers: int | None = None,
     ahead: int | None = None,
+    cache: bool = False,
 ) -> Iterator[tuple[str, Feature | ImageError]]:
     """Embed named images; yield (name, feature (D,)) or (name, the error) in the order given.
 
@@ -35,11 +41,16 @@ def extract(
         backbone: the network.
         workers: threads; one for each core this process may use by default.
         ahead: images taken before the first is yielded; four for each worker by default.
+        cache: take features of known images from the feature cache, and add new ones to it; not for
+            backbones that are functions.
     """
+
+    def read_and_embed(source: Source, name: str) -> Feature:
+        return backbone.embed(read_image(source, name))
 
     def embed(name: str, source: Source) -> Feature | ImageError:
         try:
-            return backbone.embed(read_image(source, name))
+            return get_feature(source, name)
         except ImageError as error:
             return error
 
@@ -48,7 +59,12 @@ def extract(
     images = iter(images)
     backbone.dim  # noqa: B018 (starts the network before threads do)
     pending: deque[tuple[str, Future[Feature | ImageError]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="nnad") as pool:
+    with ExitStack() as stack:
+        known = _feature_cache(backbone) if cache else None
+        if known:
+            stack.callback(known.close)
+        get_feature = known.embed if known else read_and_embed
+        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="nnad"))
         try:
             while True:
                 for name, source in islice(images, ahead - len(pending)):
@@ -60,6 +76,17 @@ def extract(
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def _feature_cache(backbone: Backbone) -> "FeatureCache | None":
+    members = getattr(backbone, "members", [backbone])
+    if not all(member.networks for member in members):  # a function may change unnoticed
+        return None
+    try:
+        from nnad.feature_cache import FeatureCache
+    except ImportError:  # a Python without SQLite
+        return None
+    return FeatureCache(backbone)
 
 
 def own(source: Source) -> Source:

@@ -1,4 +1,7 @@
-"""Write files so that a kill or a full disk leaves the old file or the new one, never half."""
+"""Write files so that a kill or a full disk leaves the old file or the new one, never half.
+
+And where files go that may be deleted at any time.
+"""
 
 import os
 import secrets
@@ -36,3 +39,11 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """`$NNAD_CACHE`, else `$XDG_CACHE_HOME/nnad`, else `~/.cache/nnad`."""
+    if chosen := os.environ.get("NNAD_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(base) / "nnad"

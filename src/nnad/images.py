@@ -64,6 +64,7 @@ EXTENSIONS = _RAW | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".spl
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns
 _SHADES_16_BIT = 257  # 65535 / 255
 _BLOCK = 1024  # side of the squares in which pictures are converted that would need copies
+_LARGEST_CONTENT = 256_000_000  # bytes that `content_of` takes into memory
 
 
 def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
@@ -225,6 +226,8 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
         raise ImageError(f"cannot read an image from a {type(source).__name__}")
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
+    except ImageWarning as warning:  # whoever calls has made warnings errors
+        raise ImageError(str(warning)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image in a format nnad reads ({_formats()})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -288,7 +291,7 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
         check_cost(image, file)
         several = getattr(image, "is_animated", False)  # counting them (n_frames) can take minutes
         if several and image.format != "MPO":  # MPO: a photo and its preview
-            _warn(f"{name}: several frames or pages; only the first is used")
+            warn(f"{name}: several frames or pages; only the first is used")
         image.load()
         return _to_rgb(image, name)
 
@@ -299,7 +302,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise ImageError("has no pixels")
     if image.size == (1, 1):
-        _warn(f"{name}: a single pixel")
+        warn(f"{name}: a single pixel")
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         levels = _to_8_bit(lambda box: np.asarray(image.crop(box)), image.size, name)
         return Image.fromarray(levels).convert("RGB")
@@ -317,7 +320,7 @@ def _over_white(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         result.paste(Image.alpha_composite(white, rgba).convert("RGB"), box)
     if highest == 0:
-        _warn(f"{name}: fully transparent: all that is seen is white")
+        warn(f"{name}: fully transparent: all that is seen is white")
     return result
 
 
@@ -344,7 +347,7 @@ def _to_8_bit(
     elif low < 0 or high > 65535:
         raise ImageError(f"values {low}..{high} do not fit 16 bits; scale them to 0..65535")
     elif 0 < high < 4096:
-        _warn(
+        warn(
             f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
             f"the camera has fewer bits, scale the values up before"
         )
@@ -386,6 +389,33 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     return _to_rgb(image, name)
 
 
+def content_of(source: Source) -> bytes | NDArray[Any] | None:
+    """The bytes of an image file, or an array: what the image is, whatever its name.
+
+    None for what only `read_image` can judge or should hold: PIL images, crops, masked arrays,
+    raw photos, anything above 256 MB or that cannot be read.
+    """
+    match source:
+        case bytes():
+            return source
+        case np.ndarray() if not isinstance(source, np.ma.MaskedArray):
+            return source if source.nbytes <= _LARGEST_CONTENT else None
+        case str() | os.PathLike():
+            try:
+                return _file_content(Path(source))
+            except Exception:  # `read_image` will meet it again, and say what it is
+                return None
+    return None
+
+
+def _file_content(path: Path) -> bytes | None:
+    if path.suffix.lower() in _RAW:
+        return None
+    if not path.is_file():
+        return read_member(path)
+    return path.read_bytes() if path.stat().st_size <= _LARGEST_CONTENT else None
+
+
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """In this thread, until the block ends: what `read_image` warns of goes to a list instead.
@@ -403,7 +433,8 @@ def collected_warnings() -> Iterator[list[str]]:
 _collector: ContextVar[list[str] | None] = ContextVar("collector", default=None)
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Issue an `ImageWarning`, or collect its text. It begins with the image's name."""
     messages = _collector.get()
     if messages is None:
         warnings.warn(message, ImageWarning, stacklevel=2)

@@ -1,0 +1,129 @@
+"""The embedded backbones and their options beside each other, on six development sets.
+
+    python benchmarks/backbones.py --data DIR --fashion-mnist DIR [--only NAME ...]
+
+Image AUROC x 100, mean over the tasks of a set (benchmarks/tasks.py tells the sets and what DIR
+holds), by plain k-NN (k = 2) and by `auto`, both on rooted features. Nothing is fitted but on the
+good training images; int8 is calibrated on 100 of them, for each task anew. But the sets were
+looked at while defaults were chosen: this is no clean validation.
+
+`time` is that of one image on one thread, network and flips but not decoding, over that of the
+default in the same turn, median of 40 turns; `ms` is the median itself. `mb`: the networks' size.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from auto import auroc
+from datasets import FASHION_MNIST_HELP
+from one_class import embed
+from PIL import Image
+from provenance import write_rows
+from tasks import Task, development_tasks
+
+from nnad.backbones import Backbone, load_backbone
+from nnad.images import read_image
+from nnad.int8 import CALIBRATION_IMAGES, quantized
+from nnad.neighbors import Bank
+from nnad.operators import make_operator
+from nnad.transforms import fit_transform
+
+TURNS = 40
+DEFAULT = "lite0"
+CANDIDATES: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "lite0 whole": {"geometry": "whole"},
+    "lite0 letterbox": {"geometry": "letterbox"},
+    "lite0 flips": {"flips": "horizontal"},
+    "lite0 gem": {"pooling": "gem"},
+    "lite0 s32a s32b head": {"stages": ("s32a", "s32b", "head")},
+    "lite0 s16b s32a head gem": {"stages": ("s16b", "s32a", "head"), "pooling": "gem"},
+    "lite0 int8": {},
+    "lite1": {"name": "efficientnet-lite1"},
+    "lite2": {"name": "efficientnet-lite2"},
+    "lite0+lite2": {"name": "efficientnet-lite0+efficientnet-lite2"},
+}
+
+
+def aurocs(task: Task, backbone: Backbone) -> dict[str, float]:
+    """AUROC of each operator on one task."""
+    train, good, odd = (embed(part, backbone) for part in (task.train, task.good, task.odd))
+    transform = fit_transform("root", train)
+    bank, queries = Bank(transform(train)), transform(np.vstack([good, odd]))
+    return {
+        name: auroc(make_operator(name).fit(bank).score(queries), len(good))
+        for name in ("knn", "auto")
+    }
+
+
+def quantized_for(task: Task, backbone: Backbone) -> Backbone:
+    """An int8 copy of the backbone for one task."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(task.train))[:CALIBRATION_IMAGES])
+    return quantized(backbone, (read_image(task.train[i]) for i in chosen))
+
+
+def times(backbones: dict[str, Backbone]) -> dict[str, tuple[float, float]]:
+    """Milliseconds an image, and the ratio to the default's in the same turn."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((320, 320), Image.Resampling.BICUBIC)
+    measured: dict[str, list[float]] = {name: [] for name in backbones}
+    for turn in range(TURNS + 1):
+        for name, backbone in backbones.items():
+            start = time.perf_counter()
+            backbone.embed(image)
+            if turn:  # the first starts the network
+                measured[name].append(1000 * (time.perf_counter() - start))
+    usual = measured[DEFAULT]
+    return {
+        name: (
+            statistics.median(values),
+            statistics.median(a / b for a, b in zip(values, usual, strict=True)),
+        )
+        for name, values in measured.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--fashion-mnist", type=Path, required=True, help=FASHION_MNIST_HELP)
+    parser.add_argument("--only", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))
+    arguments = parser.parse_args()
+    chosen = dict.fromkeys([DEFAULT, *arguments.only])
+    backbones = {name: load_backbone(**CANDIDATES[name]) for name in chosen}
+    tasks = list(development_tasks(arguments.data, arguments.fashion_mnist))
+    timed = {
+        name: quantized_for(tasks[0], backbone) if "int8" in name else backbone
+        for name, backbone in backbones.items()
+    }
+    cost = times(timed)
+    rows = []
+    for name, backbone in backbones.items():
+        found: dict[str, list[dict[str, float]]] = {}
+        for task in tasks:
+            network = quantized_for(task, backbone) if "int8" in name else backbone
+            found.setdefault(task.data, []).append(aurocs(task, network))
+        for operator in ("knn", "auto"):
+            means = {data: np.mean([v[operator] for v in values]) for data, values in found.items()}
+            rows.append(
+                {
+                    "backbone": name,
+                    "operator": operator,
+                    "features": timed[name].dim,
+                    "ms": f"{cost[name][0]:.1f}",
+                    "time": f"{cost[name][1]:.2f}",
+                    "mb": f"{sum(map(len, timed[name].networks)) / 1e6:.1f}",
+                    "mean": f"{np.mean(list(means.values())):.2f}",
+                    **{data: f"{mean:.2f}" for data, mean in means.items()},
+                }
+            )
+            print(rows[-1], flush=True)
+    write_rows("backbones", rows)
+
+
+if __name__ == "__main__":
+    main()
