@@ -133,7 +133,7 @@ def test_warnings_come_again_with_the_name_of_the_moment(database, embedded, tmp
     content = (tmp_path / "a.gif").read_bytes()
     backbone = network()
     for name in ("first", "second", "third"):
-        with pytest.warns(ImageWarning, match=f"^{name}: 2 frames or pages"):
+        with pytest.warns(ImageWarning, match=f"^{name}: several frames or pages"):
             list(extract([(name, content)], backbone, cache=True))
     assert len(embedded) == 1
     with warnings.catch_warnings():
@@ -141,7 +141,7 @@ def test_warnings_come_again_with_the_name_of_the_moment(database, embedded, tmp
         for cache in (True, False):
             ((_, error),) = extract([("it", content)], backbone, cache=cache)
             assert isinstance(error, ImageError)
-            assert str(error) == "it: 2 frames or pages; only the first is used"
+            assert str(error) == "it: several frames or pages; only the first is used"
 
 
 def test_errors_are_as_without_the_cache_and_not_kept(database, tmp_path):

@@ -280,8 +280,9 @@ class Detector:
             detector.reason = str(saved.settings["reason"])
             detector.export = saved.settings["export"]
             detector._set(saved.names, saved.features, saved.operator_state)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{path}: damaged or not written by nnad: {error!r}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = repr(error)[:200]
+            raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error
         detector.calibration = Calibration(saved.good_scores)
         detector.skipped = ()
         return detector

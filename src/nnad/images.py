@@ -12,6 +12,8 @@
 | animation, multi-page      | first frame, with an `ImageWarning`                                 |
 | one pixel, all transparent | as it is, with an `ImageWarning`                                    |
 | wrong extension            | the content decides                                                 |
+| above `MAX_PIXELS`, or too | an `ImageError`, before it is decoded                               |
+| costly, see image_limits   |                                                                     |
 | anything else              | an `ImageError` that begins with the image's name                   |
 """
 
@@ -20,18 +22,19 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nnad.errors import ImageError, ImageWarning, InputError, counted
+from nnad.image_limits import check_cost, check_tags, check_turn
 from nnad.lists import LIST_SUFFIXES, read_list
 from nnad.zips import read_member, zip_folder
 
@@ -58,8 +61,9 @@ _UNREADABLE = "avif heic heif"
 _RAW = frozenset(".arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())  # noqa: SIM905
 _SUFFIXES = "apng bmp dib gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = _RAW | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".split()}
-MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MB of RGB
+MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns
 _SHADES_16_BIT = 257  # 65535 / 255
+_BLOCK = 1024  # side of the squares in which pictures are converted that would need copies
 _LARGEST_CONTENT = 256_000_000  # bytes that `content_of` takes into memory
 
 
@@ -280,41 +284,81 @@ def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return image.crop((left, top, right, bottom))
 
 
-def _decode(file: Any, name: str) -> Image.Image:
+def _decode(file: IO[bytes], name: str) -> Image.Image:
+    check_tags(file)
     with Image.open(file, formats=FORMATS) as image:
         _check_size(image.width, image.height)
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # MPO: a photo and its preview
-            warn(f"{name}: {frames} frames or pages; only the first is used")
-            image.seek(0)
+        check_cost(image, file)
+        several = getattr(image, "is_animated", False)  # counting them (n_frames) can take minutes
+        if several and image.format != "MPO":  # MPO: a photo and its preview
+            warn(f"{name}: several frames or pages; only the first is used")
         image.load()
         return _to_rgb(image, name)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    check_turn(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.width == 0 or image.height == 0:
         raise ImageError("has no pixels")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _from_16_bit(np.asarray(image), name)
-    if image.mode == "F":
-        return _from_array(np.asarray(image), name)
     if image.size == (1, 1):
         warn(f"{name}: a single pixel")
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        levels = _to_8_bit(lambda box: np.asarray(image.crop(box)), image.size, name)
+        return Image.fromarray(levels).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() == (0, 0):
-            warn(f"{name}: fully transparent: all that is seen is white")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return _over_white(image, name)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_16_bit(values: NDArray[Any], name: str) -> Image.Image:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
+def _over_white(image: Image.Image, name: str) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    highest = 0  # alpha
+    for box in _blocks(*image.size):
+        rgba = image.crop(box).convert("RGBA")
+        highest = max(highest, int(np.asarray(rgba)[:, :, 3].max()))
+        white = Image.new("RGBA", rgba.size, "white")
+        result.paste(Image.alpha_composite(white, rgba).convert("RGB"), box)
+    if highest == 0:
+        warn(f"{name}: fully transparent: all that is seen is white")
+    return result
+
+
+def _blocks(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Squares that cover a picture: left, top, right, bottom."""
+    return [
+        (left, top, min(left + _BLOCK, width), min(top + _BLOCK, height))
+        for top in range(0, height, _BLOCK)
+        for left in range(0, width, _BLOCK)
+    ]
+
+
+def _to_8_bit(
+    block: Callable[[tuple[int, int, int, int]], NDArray[Any]], size: tuple[int, int], name: str
+) -> NDArray[np.uint8]:
+    """Levels of 16 bits or in 0..1 -> 0..255; `block` returns those within a box."""
+    boxes = _blocks(*size)
+    extremes = [(values.min(), values.max()) for values in map(block, boxes)]
+    low, high = np.min(extremes), np.max(extremes)  # NaN if there is one
+    first = block(boxes[0])
+    if np.issubdtype(first.dtype, np.floating):
+        if not (low >= 0 and high <= 1):
+            raise ImageError(f"float image with values {low:.9g}..{high:.9g}; scale them to 0..1")
+    elif low < 0 or high > 65535:
         raise ImageError(f"values {low}..{high} do not fit 16 bits; scale them to 0..65535")
-    return _from_array(values.astype(np.uint16), name)
+    elif 0 < high < 4096:
+        warn(
+            f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
+            f"the camera has fewer bits, scale the values up before"
+        )
+    levels = np.empty((size[1], size[0], *first.shape[2:]), np.uint8)
+    for box in boxes:
+        left, top, right, bottom = box
+        values = block(box)
+        floating = np.issubdtype(values.dtype, np.floating)
+        values = values * 255.0 if floating else values / _SHADES_16_BIT
+        levels[top:bottom, left:right] = np.round(values)
+    return levels
 
 
 def _check_size(width: int, height: int) -> None:
@@ -335,18 +379,10 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     _check_size(array.shape[1], array.shape[0])
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
-    elif np.issubdtype(array.dtype, np.uint16):
-        if 0 < (high := int(array.max())) < 4096:
-            warn(
-                f"{name}: 16-bit image whose brightest value is {high} of 65535: nearly black; if "
-                f"the camera has fewer bits, scale the values up before"
-            )
-        array = np.round(array / _SHADES_16_BIT)
-    elif np.issubdtype(array.dtype, np.floating):
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ImageError(f"float image with values {low:.9g}..{high:.9g}; scale them to 0..1")
-        array = np.round(array * 255.0)
+    elif np.issubdtype(array.dtype, np.uint16) or np.issubdtype(array.dtype, np.floating):
+        array = _to_8_bit(
+            lambda box: array[box[1] : box[3], box[0] : box[2]], array.shape[1::-1], name
+        )
     elif array.dtype != np.uint8:
         raise ImageError(f"array of dtype {array.dtype}; expected uint8, uint16, bool or float")
     image = Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))

@@ -11,6 +11,7 @@ Nothing in it can run code when it is opened. Files are written first and the ma
 last, in one step, so a kill or a full disk leaves the old model or the new one.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ from nnad.files import replacing
 
 FORMAT = "nnad-model"
 SCHEMA = 2
+_MAX_MANIFEST = 1_000_000  # bytes; one of ours has some 2,000
 _OURS = re.compile(
     r"(encoder-[0-9a-f]{64}\.onnx|(bank|calibration|operator)-[0-9a-f]{64}\.safetensors)"
 )
@@ -69,7 +71,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_manifest(path: Path) -> bool:
-    return FORMAT.encode() in path.read_bytes()[:200]
+    return path.is_file() and FORMAT.encode() in path.read_bytes()[:200]
 
 
 def write_model(folder: Path, saved: Saved, *, overwrite: bool = False) -> None:
@@ -159,11 +161,17 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
             good_scores=calibration["good_scores"],
             operator_state=state,
         )
+        if not all(isinstance(name, str) for name in saved.names):
+            raise ValueError("the names of the good images are not text")
+        if saved.features.ndim != 2 or saved.features.dtype != np.float32:
+            raise ValueError("the features are not a table of float32")
+        if not np.isfinite(saved.features).all():
+            raise ValueError("the features are not finite numbers")
         if not len(saved.names) == len(saved.features) == len(saved.good_scores):
             raise ValueError("names, features and scores differ in number")
         if saved.good_scores.ndim != 1 or not np.isfinite(saved.good_scores).all():
             raise ValueError("the good images' scores are not finite numbers")
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{folder}: damaged or not written by nnad: {error}") from error
     return saved
 
@@ -171,7 +179,9 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        if path.exists() and path.stat().st_size > _MAX_MANIFEST:
+            raise ValueError(f"a manifest has at most {_MAX_MANIFEST:,} bytes")
+        manifest = json.loads(_read(path))
     except FileNotFoundError:
         there = "no model here (no manifest.json)" if folder.is_dir() else "no such model"
         raise ModelError(f"{folder}: {there}; nnad fit makes one") from None
@@ -179,7 +189,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: a file, not a model folder") from None
     except OSError as error:
         raise ModelError(f"{folder}: cannot read the model: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ModelError(f"{path}: not the manifest of an nnad model")
@@ -194,13 +204,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device would never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
+
+
 def _checked(folder: Path, name: Any) -> bytes:
     """The bytes of one of the model's files, whose name holds their hash."""
     if not isinstance(name, str) or not _OURS.fullmatch(name):
         raise ModelError(f"{folder}: damaged: the manifest names {str(name)[:80]!r}")
     path = folder / name
     try:
-        content = path.read_bytes()
+        content = _read(path)
     except OSError as error:
         raise ModelError(f"{path}: missing or unreadable: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:

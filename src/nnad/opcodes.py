@@ -10,6 +10,7 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
+MAX_OPCODES = 1_000_000  # of one pickle; a list of 50,000 file names is 100,000
 _MARK = object()
 
 
@@ -37,13 +38,15 @@ def interpret(
     memo: dict[int, Any] = {}
 
     def since_mark() -> list[Any]:
-        start = len(stack) - 1 - stack[::-1].index(_MARK)
-        items = stack[start + 1 :]
-        del stack[start:]
-        return items
+        items = []
+        while (item := stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
 
     argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
+    for done, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if done == MAX_OPCODES:
+            raise MalformedError("too many opcodes for plain data")
         match opcode.name:
             case "PROTO":
                 pass
@@ -78,10 +81,11 @@ def interpret(
                 stack[-1].extend(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                stack[-1][key] = value
+                stack[-1][check_key(key)] = value
             case "SETITEMS":
                 items = since_mark()
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                keys = map(check_key, items[::2])
+                stack[-1].update(zip(keys, items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -92,7 +96,7 @@ def interpret(
                 pass
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(reduce(function, arguments))
+                stack.append(reduce(check_key(function), arguments))
             case "BUILD":
                 state = stack.pop()
                 if build:
@@ -100,3 +104,10 @@ def interpret(
             case name:
                 raise MalformedError(f"opcode {name} has no place in plain data")
     raise MalformedError("the pickle ends early")
+
+
+def check_key(key: Any) -> Any:
+    """A key or a name: to hash or print nested tuples can take for ever, or overflow the stack."""
+    if not isinstance(key, str | int):
+        raise MalformedError("a key or name is neither text nor a number")
+    return key

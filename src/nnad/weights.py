@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.errors import BackboneError
-from nnad.opcodes import MalformedError, interpret
+from nnad.opcodes import MalformedError, check_key, interpret
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_MAX_DIMENSIONS = 8
 _DTYPES: dict[str, np.dtype[Any]] = {
     "torch FloatStorage": np.dtype("<f4"),
     "torch DoubleStorage": np.dtype("<f8"),
@@ -65,7 +66,8 @@ def parse_state_dict(content: bytes, name: str) -> dict[str, NDArray[Any]]:
     try:
         return _parse(io.BytesIO(content))
     except Exception as error:  # whatever a mutilated file makes of the interpreter's stack
-        raise BackboneError(f"{name}: not a plain torch state dict: {error}") from error
+        reason = str(error)[:200] or type(error).__name__
+        raise BackboneError(f"{name}: not a plain torch state dict: {reason}") from error
 
 
 def _parse(file: IO[bytes]) -> dict[str, NDArray[Any]]:
@@ -78,18 +80,24 @@ def _parse(file: IO[bytes]) -> dict[str, NDArray[Any]]:
 
     tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor)}
     # a storage is ("storage", type name, key, device, number of elements, view)
-    storages = {t.storage[2]: _DTYPES[t.storage[1]] for t in tensors.values()}
+    described = [[check_key(part) for part in t.storage[1:3]] for t in tensors.values()]
+    storages = {key: _DTYPES[kind] for kind, key in described}
     data: dict[Any, NDArray[Any]] = {}
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
-        dtype = storages[key]
+        dtype = storages[check_key(key)]
         raw = file.read(count * dtype.itemsize) if count >= 0 else b""
         data[key] = np.frombuffer(raw, dtype, count)
-    return {name: _view(tensor, data[tensor.storage[2]]) for name, tensor in tensors.items()}
+    arrays = {name: _view(tensor, data[tensor.storage[2]]) for name, tensor in tensors.items()}
+    if sum(array.nbytes for array in arrays.values()) > sum(raw.nbytes for raw in data.values()):
+        raise MalformedError("the tensors are larger than their storages")  # they share them
+    return {name: array.copy() for name, array in arrays.items()}
 
 
 def _view(tensor: _Tensor, storage: NDArray[Any]) -> NDArray[Any]:
     shape, stride, offset = tuple(tensor.shape), tuple(tensor.stride), int(tensor.offset)
+    if len(shape) > _MAX_DIMENSIONS:  # their product would grow without end
+        raise MalformedError("a tensor has too many dimensions")
     if len(shape) != len(stride) or min((offset, *shape, *stride)) < 0:
         raise MalformedError("a tensor has an impossible shape")
     if math.prod(shape) > len(storage):
@@ -98,7 +106,7 @@ def _view(tensor: _Tensor, storage: NDArray[Any]) -> NDArray[Any]:
     if 0 not in shape and last >= len(storage):
         raise MalformedError("a tensor reaches beyond its storage")
     strides = [step * storage.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
 
 
 def _reduce(function: Any, arguments: Any) -> Any:
