@@ -11,7 +11,7 @@ from nnad.backbones import load_backbone
 from nnad.errors import DatasetError
 from nnad.features import extract
 from nnad.files import cache_folder, replacing
-from nnad.images import find_images
+from nnad.image_files import find_images
 from nnad.progress import track
 from nnad.transforms import fit_transform
 

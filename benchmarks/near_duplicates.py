@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from provenance import write_rows
 
-from nnad.images import find_images, read_image
+from nnad.image_files import find_images
+from nnad.images import read_image
 from nnad.near_duplicates import near_pairs, thumbnail
 
 MOST, COPIES, FRAMES = 300, 50, 30

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from nnad.backbones import Backbone, load_backbone
 from nnad.features import extract
-from nnad.images import find_images
+from nnad.image_files import find_images
 from nnad.neighbors import Bank
 from nnad.operators.knn import KNN
 from nnad.progress import track

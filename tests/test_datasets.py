@@ -12,7 +12,8 @@ from PIL import Image
 
 from nnad import DatasetError, Detector, ImageError, InputError, zips
 from nnad.datasets import combine, load_dataset
-from nnad.images import Crop, find_images, read_image
+from nnad.image_files import find_images
+from nnad.images import Crop, read_image
 
 PNG = io.BytesIO()
 Image.fromarray(draw(0)).save(PNG, "PNG")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nnad import ImageError, ImageWarning, InputError, images
-from nnad.images import find_images, read_image
+from nnad.image_files import find_images
+from nnad.images import read_image
 
 PICTURE = draw(0)
 GREY = PICTURE[:, :, 0]

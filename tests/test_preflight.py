@@ -12,7 +12,8 @@ from conftest import draw
 from PIL import Image
 
 from nnad.errors import ImageWarning, InputError
-from nnad.images import passed_over, read_image
+from nnad.image_files import passed_over
+from nnad.images import read_image
 from nnad.near_duplicates import near_pairs, residuals, thumbnail
 from nnad.preflight import KINDS, preflight
 

@@ -387,7 +387,7 @@ def _tell_unread(unread: list["Result"]) -> None:
 
 
 def _tell_passed_over(images: list[str]) -> None:
-    from nnad.images import describe_passed_over, passed_over
+    from nnad.image_files import describe_passed_over, passed_over
 
     if others := passed_over(images):
         print(f"nnad: passed over {_visible(describe_passed_over(others))}", file=sys.stderr)

@@ -26,14 +26,8 @@ from scipy.sparse.csgraph import connected_components
 
 from nnad.cores import usable_cores
 from nnad.errors import ImageError, InputError, counted
-from nnad.images import (
-    FORMATS,
-    collected_warnings,
-    describe_passed_over,
-    find_images,
-    passed_over,
-    read_image,
-)
+from nnad.image_files import describe_passed_over, find_images, passed_over
+from nnad.images import FORMATS, collected_warnings, read_image
 from nnad.near_duplicates import near_pairs, thumbnail
 from nnad.progress import track
 from nnad.zips import read_member

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nnad.errors import ImageError, InputError
 from nnad.files import replacing
-from nnad.images import EXTENSIONS, read_image
+from nnad.image_files import EXTENSIONS
+from nnad.images import read_image
 from nnad.results import Result
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")

@@ -11,7 +11,8 @@ from PIL import Image
 from nnad.errors import ImageError, InputError
 from nnad.export_check import PICTURES
 from nnad.features import own
-from nnad.images import Source, collected_warnings, find_images, read_image
+from nnad.image_files import find_images
+from nnad.images import Source, collected_warnings, read_image
 from nnad.int8 import CALIBRATION_IMAGES
 from nnad.lists import GOOD_NAMES, LIST_SUFFIXES, read_list
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from nnad.datasets.dataset import Dataset, file_split
 from nnad.errors import DatasetError, InputError
-from nnad.images import find_in_folder
+from nnad.image_files import find_in_folder
 from nnad.lists import GOOD_NAMES, LIST_SUFFIXES, Entry, read_list
 
 _LAYOUTS = (

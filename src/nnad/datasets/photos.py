@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from nnad.datasets.dataset import Dataset, Split, file_split, original, read_lines, require
 from nnad.datasets.layouts import as_tree, split_folders
 from nnad.errors import DatasetError, InputError
-from nnad.images import find_in_folder
+from nnad.image_files import find_in_folder
 
 MVTEC_CATEGORIES = tuple(
     "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush "  # noqa: SIM905
