@@ -1,19 +1,22 @@
 """The embedded backbones and their options beside each other, on six development sets.
 
     python benchmarks/backbones.py --data DIR --fashion-mnist DIR [--only NAME ...]
+    python benchmarks/backbones.py --data DIR --fashion-mnist DIR --times
 
 Image AUROC x 100, mean over the tasks of a set (benchmarks/tasks.py tells the sets and what DIR
 holds), by plain k-NN (k = 2) and by `auto`, both on rooted features. Nothing is fitted but on the
 good training images; int8 is calibrated on 100 of them, for each task anew. But the sets were
 looked at while defaults were chosen: this is no clean validation.
 
-`time` is that of one image on one thread, network and flips but not decoding, over that of the
-default in the same turn, median of 40 turns; `ms` is the median itself. `mb`: the networks' size.
+With --times nothing is evaluated: `time` is that of one image on one thread, network and flips but
+not decoding, over that of the default in the same turn, median of 40 turns; `ms` is the median
+itself, and `mb` the networks' size.
 """
 
 import argparse
 import statistics
 import time
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +69,12 @@ def quantized_for(task: Task, backbone: Backbone) -> Backbone:
     return quantized(backbone, (read_image(task.train[i]) for i in chosen))
 
 
-def times(backbones: dict[str, Backbone]) -> dict[str, tuple[float, float]]:
-    """Milliseconds an image, and the ratio to the default's in the same turn."""
+def times(backbones: dict[str, Backbone], task: Task) -> list[dict[str, Any]]:
+    """Milliseconds an image, the ratio to the default's in the same turn, and sizes."""
+    backbones = {
+        name: quantized_for(task, backbone) if "int8" in name else backbone
+        for name, backbone in backbones.items()
+    }
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((320, 320), Image.Resampling.BICUBIC)
     measured: dict[str, list[float]] = {name: [] for name in backbones}
@@ -77,30 +84,30 @@ def times(backbones: dict[str, Backbone]) -> dict[str, tuple[float, float]]:
             backbone.embed(image)
             if turn:  # the first starts the network
                 measured[name].append(1000 * (time.perf_counter() - start))
-    usual = measured[DEFAULT]
-    return {
-        name: (
-            statistics.median(values),
-            statistics.median(a / b for a, b in zip(values, usual, strict=True)),
-        )
-        for name, values in measured.items()
-    }
+    return [
+        {
+            "backbone": name,
+            "features": backbone.dim,
+            "ms": f"{statistics.median(measured[name]):.1f}",
+            "time": f"{statistics.median(map(truediv, measured[name], measured[DEFAULT])):.2f}",
+            "mb": f"{sum(map(len, backbone.networks)) / 1e6:.1f}",
+        }
+        for name, backbone in backbones.items()
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--fashion-mnist", type=Path, required=True, help=FASHION_MNIST_HELP)
+    parser.add_argument("--times", action="store_true")
     parser.add_argument("--only", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))
     arguments = parser.parse_args()
     chosen = dict.fromkeys([DEFAULT, *arguments.only])
     backbones = {name: load_backbone(**CANDIDATES[name]) for name in chosen}
     tasks = list(development_tasks(arguments.data, arguments.fashion_mnist))
-    timed = {
-        name: quantized_for(tasks[0], backbone) if "int8" in name else backbone
-        for name, backbone in backbones.items()
-    }
-    cost = times(timed)
+    if arguments.times:
+        return write_rows("backbone_times", times(backbones, tasks[0]))
     rows = []
     for name, backbone in backbones.items():
         found: dict[str, list[dict[str, float]]] = {}
@@ -113,10 +120,6 @@ def main() -> None:
                 {
                     "backbone": name,
                     "operator": operator,
-                    "features": timed[name].dim,
-                    "ms": f"{cost[name][0]:.1f}",
-                    "time": f"{cost[name][1]:.2f}",
-                    "mb": f"{sum(map(len, timed[name].networks)) / 1e6:.1f}",
                     "mean": f"{np.mean(list(means.values())):.2f}",
                     **{data: f"{mean:.2f}" for data, mean in means.items()},
                 }
