@@ -16,6 +16,7 @@ itself, and `mb` the networks' size.
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from operator import truediv
 from pathlib import Path
 from typing import Any
@@ -23,38 +24,45 @@ from typing import Any
 import numpy as np
 from auto import auroc
 from datasets import FASHION_MNIST_HELP
+from numpy.typing import NDArray
 from one_class import embed
 from PIL import Image
 from provenance import write_rows
 from tasks import Task, development_tasks
 
 from nnad.backbones import Backbone, load_backbone
+from nnad.ensemble import Ensemble
 from nnad.images import read_image
 from nnad.int8 import CALIBRATION_IMAGES, quantized
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
-from nnad.transforms import fit_transform
+from nnad.transforms import fit_transform, l2
 
 TURNS = 40
 DEFAULT = "lite0"
 CANDIDATES: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "lite0 whole": {"geometry": "whole"},
-    "lite0 letterbox": {"geometry": "letterbox"},
-    "lite0 flips": {"flips": "horizontal"},
-    "lite0 gem": {"pooling": "gem"},
-    "lite0 s32a s32b head": {"stages": ("s32a", "s32b", "head")},
-    "lite0 s16b s32a head gem": {"stages": ("s16b", "s32a", "head"), "pooling": "gem"},
-    "lite0 int8": {},
-    "lite1": {"name": "efficientnet-lite1"},
     "lite2": {"name": "efficientnet-lite2"},
     "lite0+lite2": {"name": "efficientnet-lite0+efficientnet-lite2"},
+    "lite0 int8": {},
+    "lite0 letterbox": {"geometry": "letterbox"},
+    "lite0 flips": {"flips": "horizontal"},
+    "lite0 s16b s32a head gem": {"stages": ("s16b", "s32a", "head"), "pooling": "gem"},
+    "lite1": {"name": "efficientnet-lite1"},
 }
+
+
+def embedded(images: Sequence[Any], backbone: Backbone) -> NDArray[np.float32]:
+    """Features (N, D); those of an ensemble from its members, which are embedded once only."""
+    if isinstance(backbone, Ensemble):
+        return np.hstack([l2(embed(images, member)) for member in backbone.members])
+    return embed(images, backbone)
 
 
 def aurocs(task: Task, backbone: Backbone) -> dict[str, float]:
     """AUROC of each operator on one task."""
-    train, good, odd = (embed(part, backbone) for part in (task.train, task.good, task.odd))
+    train, good, odd = (embedded(part, backbone) for part in (task.train, task.good, task.odd))
     transform = fit_transform("root", train)
     bank, queries = Bank(transform(train)), transform(np.vstack([good, odd]))
     return {
@@ -107,7 +115,8 @@ def main() -> None:
     backbones = {name: load_backbone(**CANDIDATES[name]) for name in chosen}
     tasks = list(development_tasks(arguments.data, arguments.fashion_mnist))
     if arguments.times:
-        return write_rows("backbone_times", times(backbones, tasks[0]))
+        write_rows("backbone_times", times(backbones, tasks[0]))
+        return
     rows = []
     for name, backbone in backbones.items():
         found: dict[str, list[dict[str, float]]] = {}
@@ -124,8 +133,7 @@ def main() -> None:
                     **{data: f"{mean:.2f}" for data, mean in means.items()},
                 }
             )
-            print(rows[-1], flush=True)
-    write_rows("backbones", rows)
+        write_rows("backbones", rows)
 
 
 if __name__ == "__main__":
