@@ -86,7 +86,8 @@ def test_searching_by_codes_gives_the_same_bits(kind, kernels, k, monkeypatch):
     monkeypatch.setattr(neighbors, "_QUERY_ROWS", 64)
     for excluded in (None, exclude):
         found = by_codes.nearest(queries, k, exclude=excluded, kernels=kernels)
-        assert by_codes._codes is not None or by_codes._coding_failed
+        if kind != "outlier":  # codes proved the neighbours of more than half of each block
+            assert by_codes._codes is not None
         monkeypatch.setattr(neighbors, "_CODED_QUERIES", 10**9)
         expected = by_floats.nearest(queries, k, exclude=excluded, kernels=kernels)
         monkeypatch.undo()

@@ -379,3 +379,9 @@ def test_crops(tmp_path):
             read_image(Crop(f"{tmp_path}/a.png", box))
     with pytest.raises(ImageError, match=r"b\.png\[0,0,9,9\]: no such file"):
         read_image(Crop(f"{tmp_path}/b.png", (0, 0, 9, 9)))
+
+
+def test_a_nul_in_a_list_is_refused(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(["good.png", "a\0b.png"]))
+    with pytest.raises(DatasetError, match=r"list\.json, entry 2: a NUL character"):
+        load_dataset(tmp_path / "list.json")

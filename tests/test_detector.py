@@ -239,5 +239,24 @@ def test_a_list_that_labels_anomalies_is_not_learned_from(good_folder, tmp_path)
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
     with pytest.raises(InputError, match=r"list\.csv: images labelled 'crack' are in this list"):
         Detector().fit(tmp_path / "list.csv")
+    blank = [line.removesuffix("good") for line in lines]
+    (tmp_path / "blank.csv").write_text("\n".join(["path,label", *blank]))
+    with pytest.raises(InputError, match="'crack'"):
+        Detector().fit(iter([tmp_path / "blank.csv"]))
     (tmp_path / "good.csv").write_text("\n".join(["path,label", *lines[:-1]]))
     assert len(Detector().fit([tmp_path / "good.csv"]).names) == len(paths) - 1
+
+
+def test_a_fit_that_fails_leaves_the_detector_as_it_was(good_folder, monkeypatch):
+    detector = Detector().fit(good_folder)
+    before = detector.score(good_folder)
+    monkeypatch.setattr(Detector, "_left_out_scores", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detector.fit(sorted(good_folder.glob("*"))[:8])
+    assert detector.score(good_folder) == before
+
+
+def test_a_device_that_is_not_the_backbones(detector, tmp_path):
+    detector.save(tmp_path / "m")
+    with pytest.raises(InputError, match="the backbone given runs on cpu"):
+        Detector.load(tmp_path / "m", backbone=detector.backbone, device="cuda")

@@ -1,5 +1,6 @@
 """Damaged and hostile files: a result or nnad's own error, in bounded memory and time."""
 
+import io
 import json
 import os
 import pickle
@@ -324,7 +325,7 @@ def test_a_manifest_of_brackets(small_model):
     (small_model / "manifest.json").write_bytes(b"[" * 100_000)
     with pytest.raises(ModelError, match=r"manifest\.json: damaged"):
         read_model(small_model)
-    (small_model / "manifest.json").write_bytes(b" " * 2_000_000)
+    (small_model / "manifest.json").write_bytes(b" " * 20_000_000)
     with pytest.raises(ModelError, match="a manifest has at most"):
         read_model(small_model)
 
@@ -382,3 +383,12 @@ def test_every_setting_of_another_type(tmp_path):
             parent[place[-1]] = value
             told = {**manifest, "content": content, "checksum": model_file._checksum(content)}
             check_model({**files, "manifest.json": json.dumps(told).encode()}, tmp_path / "m")
+
+
+def test_exif_tags_that_would_take_much_memory_are_refused():
+    tag = struct.pack(">HHII", 274, 3, 600_000, 26)  # orientation: 600,000 numbers
+    exif = b"MM\0*" + struct.pack(">IH", 8, 1) + tag + bytes(4) + bytes(1_200_000)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", exif=b"Exif\0\0" + exif)
+    with pytest.raises(ImageError, match="EXIF tags of more than 1,000,000 bytes"):
+        read_image(file.getvalue())

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from nnad import Detector, ModelError, model_file
+from nnad import CallableBackbone, Detector, ModelError, model_file
 
 
 def scores(detector, folder):
@@ -192,3 +193,21 @@ def test_a_reader_beside_a_writer(detector, model):
         writer.kill()
         writer.join()
     assert seen == {"root", "l2"}
+
+
+def test_a_manifest_that_could_not_be_read_again_is_not_written(detector, model, monkeypatch):
+    monkeypatch.setattr(model_file, "_MAX_MANIFEST", 500)
+    with pytest.raises(ModelError, match="too large to be saved"):
+        detector.save(model, overwrite=True)
+    monkeypatch.undo()
+    assert Detector.load(model).names == detector.names
+
+
+def test_a_function_with_long_features_is_saved_and_loaded(good_folder, tmp_path):
+    def long(batch):
+        return np.resize(batch.reshape(len(batch), -1).astype(np.float32), (len(batch), 20_000))
+
+    function = CallableBackbone(long, size=32)
+    Detector(function, operator="knn").fit(good_folder).save(tmp_path / "m")
+    loaded = Detector.load(tmp_path / "m", backbone=CallableBackbone(long, size=32))
+    assert loaded.features.shape[1] == 20_000

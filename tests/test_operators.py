@@ -15,7 +15,7 @@ from nnad.operators.kmeans import KMeans
 from nnad.operators.kmeans_tree import KMeansTree, TreeKNN
 from nnad.operators.knn import KNN
 from nnad.operators.local import Local
-from nnad.operators.spaces import directions, normalized_length
+from nnad.operators.spaces import directions, normalized_length, shrunk_sq_lengths
 
 SQUARE = np.array([[0, 0], [2, 0], [0, 2], [2, 2]], dtype=np.float32)
 
@@ -138,6 +138,29 @@ def test_affine_hull_is_a_least_squares_distance():
         expected.append(total / 3)
     operator = Hull(3, m=7, ridge=0, reduction="mean").fit(bank)
     np.testing.assert_allclose(operator.score(queries), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [1e-12, 1e-3, 3.0])
+@pytest.mark.parametrize("dim", [4, 24, 25, 60])
+def test_shrunk_lengths_equal_those_by_eigenvectors(dim, ridge):
+    points = cloud(25, dim).astype(np.float64)
+    steps = cloud(7, dim, seed=1).astype(np.float64)
+    values, vectors = directions(points)
+    expected = normalized_length(steps, values[None], vectors[None], ridge, 2) * ridge
+    np.testing.assert_allclose(shrunk_sq_lengths(points, steps, ridge), expected, rtol=1e-6)
+
+
+def test_local_can_take_the_least_of_the_neighbours():
+    points, queries = cloud(50, 30), cloud(6, 30, seed=1)
+    found = Bank(points).nearest(queries, 12)
+    least = Local(4, n_local=12, ridge=2.0, reduction="min").fit(Bank(points)).score(queries)
+    for query, rows, score in zip(queries, found.rows, least, strict=True):
+        around = points[rows].astype(np.float64)
+        covariance = np.cov(around, rowvar=False)
+        covariance += 2 * points.astype(np.float64).var(axis=0, ddof=1).mean() * np.eye(30)
+        steps = query - around[:4]
+        each = [step @ np.linalg.solve(covariance, step) for step in steps]
+        assert score == pytest.approx(min(each), rel=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["min", "mean"])

@@ -29,7 +29,6 @@ from nnad.progress import track
 from nnad.results import Neighbor, Result
 from nnad.sources import (
     calibration_sample,
-    check_labels,
     keeping_first,
     named_images,
     readable,
@@ -139,8 +138,7 @@ class Detector:
             BudgetError: too few images for the false-alarm budget that was asked for.
             BackboneError: the export of a torch network changed features or scores too much.
         """
-        check_labels(images)
-        named, total = named_images(images)
+        named, total = named_images(images, only_good=True)
         if total is not None:
             named = without_repeats(named)
             total = len(named)
@@ -169,12 +167,14 @@ class Detector:
             reason = f" ({skipped[0].error})" if skipped else ""
             raise InputError(f"too few good images: {len(names)}; {needed} are needed{reason}")
         self._check_budget(len(names))
-        self.backbone = backbone
-        self._set(tuple(names), np.stack(features), {})
-        self.calibration = Calibration(self._left_out_scores())
-        self.skipped = tuple(skipped)
-        self._warn_of_twins()
-        self.export = check_export(self.backbone, first, self._plain_scores) if first else None
+        fitted = copy.copy(self)  # what fails below leaves this detector as it was
+        fitted.backbone, fitted.operator = backbone, copy.copy(self.operator)
+        fitted._set(tuple(names), np.stack(features), {})
+        fitted.calibration = Calibration(fitted._left_out_scores())
+        fitted.skipped = tuple(skipped)
+        fitted.export = check_export(backbone, first, fitted._plain_scores) if first else None
+        fitted._warn_of_twins()
+        self.__dict__ = fitted.__dict__
         return self
 
     def score(
@@ -263,6 +263,8 @@ class Detector:
         """
         saved = model_file.read_model(Path(path))
         check_device(device)
+        if backbone is not None and device not in ("cpu", backbone.device):
+            raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
         try:
             told = saved.settings["backbone"]
             if backbone is None:

@@ -20,7 +20,7 @@ def check_export(
     backbone: Backbone,
     good: Iterable[tuple[str, Source]],
     score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """Compare features and scores of good images by torch and by ONNX.
 
     The images are turned by a quarter before: as they are, they are in the bank, at distance 0.
@@ -32,10 +32,10 @@ def check_export(
 
     Returns:
         The largest difference of the `features`, by their length, and of the `scores`, by the
-        score or, where that is larger, the scores' median. None if no image could be read.
+        score or, where that is larger, the scores' median.
 
     Raises:
-        BackboneError: one is above 1e-4, or 1e-3.
+        BackboneError: one is above 1e-4, or 1e-3, or no image could be read.
     """
     turned = []
     for name, source in good:
@@ -44,7 +44,10 @@ def check_export(
         except ImageError:
             continue
     if not turned:
-        return None
+        raise BackboneError(
+            f"backbone {backbone.name!r}: its export cannot be checked, as none of the first "
+            f"{PICTURES} pictures can be read"
+        )
     by_onnx = np.stack([backbone.embed(image) for image in turned])  # (n, D)
     by_torch = np.stack([backbone.embed_reference(image) for image in turned])
     features = _bounded("features", largest_difference(by_onnx, by_torch), backbone)

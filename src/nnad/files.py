@@ -42,8 +42,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """`$NNAD_CACHE`, else `$XDG_CACHE_HOME/nnad`, else `~/.cache/nnad`."""
+    """`$NNAD_CACHE`, else `$XDG_CACHE_HOME/nnad`, else `~/.cache/nnad`.
+
+    A user without a home gets a folder that cannot be made, so that nothing is cached.
+    """
     if chosen := os.environ.get("NNAD_CACHE"):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "nnad"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "nnad"
+    try:
+        return Path("~/.cache").expanduser() / "nnad"
+    except RuntimeError:
+        return Path(os.devnull) / "nnad"

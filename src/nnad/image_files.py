@@ -13,7 +13,7 @@ from PIL import Image
 
 from nnad.errors import InputError, counted
 from nnad.images import RAW_SUFFIXES, Crop, Source
-from nnad.lists import LIST_SUFFIXES, read_list
+from nnad.lists import GOOD_NAMES, LIST_SUFFIXES, read_list
 from nnad.zips import zip_folder
 
 # Photos that nnad cannot read are found all the same, so that each is reported, not passed over.
@@ -22,7 +22,9 @@ _SUFFIXES = "apng bmp dib gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm 
 EXTENSIONS = RAW_SUFFIXES | {f".{suffix}" for suffix in f"{_SUFFIXES} {_UNREADABLE}".split()}
 
 
-def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
+def find_images(
+    images: Source | Iterable[Source], *, only_good: bool = False
+) -> Iterator[tuple[str, Source]]:
     """Name every picture in `images`, in order.
 
     A folder, a `.zip` archive or a folder in one stands for all image files in it and below, sorted
@@ -34,10 +36,12 @@ def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source
         images: a path, folder, archive, list, glob, bytes of an image file, PIL image, array
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a batch of such arrays stacked on a first
             axis, a `Crop`, or any iterable of these.
+        only_good: refuse a list that labels images as anything but good, unless all are labelled
+            the same.
 
     Raises:
         InputError: a folder or archive holds no image, a glob matches nothing, a list or archive
-            cannot be read, or an item is none of these.
+            cannot be read or is refused, or an item is none of these.
     """
     if isinstance(images, np.ndarray):
         if images.ndim == 3 and images.shape[0] in (1, 3, 4) and _is_batch(images):
@@ -56,7 +60,7 @@ def find_images(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source
         raise InputError(f"images: cannot read images from a {type(images).__name__}")
     for i, item in enumerate(items):
         if isinstance(item, str | os.PathLike):
-            for path in _find_files(os.fspath(item)):
+            for path in _find_files(os.fspath(item), only_good):
                 yield path, path
         else:
             yield str(item) if isinstance(item, Crop) else f"image[{i}]", item
@@ -66,7 +70,7 @@ def _is_batch(array: NDArray[Any]) -> bool:
     return array.ndim == 4 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4))
 
 
-def _find_files(path: str) -> list[str]:
+def _find_files(path: str, only_good: bool) -> list[str]:
     if not path:
         raise InputError("images: an empty string is not a path")
     folder = find_in_folder(path)
@@ -80,7 +84,15 @@ def _find_files(path: str) -> list[str]:
             raise InputError(f"{path}: no file matches")
         return list(dict.fromkeys(found))
     if path.lower().endswith(LIST_SUFFIXES):
-        return [entry.path for entry in read_list(path)]
+        entries = read_list(path)
+        labels = {entry.label for entry in entries}
+        odd = sorted(label for label in labels if label and label.lower() not in GOOD_NAMES)
+        if only_good and odd and len(labels) > 1:
+            raise InputError(
+                f"{path}: images labelled {odd[0]!r} are in this list; to learn from, it must name "
+                f"good images only"
+            )
+        return [entry.path for entry in entries]
     return [path]
 
 

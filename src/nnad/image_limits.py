@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from nnad.errors import ImageError
 
+_MAX_EXIF = 1_000_000  # bytes; a JPEG has room for 65,533 in one piece
 MAX_BYTES = 500_000_000  # decoding and converting one image
 MAX_TAG_VALUES = 100_000  # of one TIFF tag; Pillow spends up to 400 bytes and 10 µs on each
 MAX_SCANS = 100  # of a JPEG; ten are usual, and each is as slow as a whole picture
@@ -79,7 +80,12 @@ def check_cost(image: Any, file: IO[bytes]) -> None:
 
 
 def check_turn(image: Any) -> None:
-    """Refuse an image that must be turned when there is no room for it and its copy."""
+    """Refuse an image that must be turned when there is no room for it and its copy.
+
+    Its EXIF tags, which Pillow makes a Python object of for each number, may have 1 MB.
+    """
+    if len(image.info.get("exif", b"")) > _MAX_EXIF:
+        raise ImageError(f"EXIF tags of more than {_MAX_EXIF:,} bytes; save it without them")
     if image.getexif().get(_ORIENTATION, 1) != 1:
         bytes_per_pixel = 1 if image.mode in ("1", "L", "P") else 4
         check_bytes(2 * bytes_per_pixel * image.width * image.height)

@@ -44,14 +44,19 @@ def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
         BackboneError: it is no ONNX network, has fewer than seven convolutions, or its int8
             features are too far from the float ones.
     """
-    if isinstance(backbone, Ensemble):
-        images = list(images)
-        return Ensemble([quantized(member, images) for member in backbone.members])
-    if not backbone.onnx:
-        raise BackboneError(f"backbone {backbone.name!r} is no ONNX network; use float32")
-    inputs = [backbone.preprocessing(image) for image in images]  # each (V, h, w, 3)
-    if not inputs:
+    members = backbone.members if isinstance(backbone, Ensemble) else (backbone,)
+    for member in members:
+        if not member.onnx:
+            raise BackboneError(f"backbone {member.name!r} is no ONNX network; use float32")
+    seen = [[member.preprocessing(image) for member in members] for image in images]
+    inputs = zip(*seen, strict=True)  # of each member: (V, h, w, 3) of each image
+    copies = [_quantized(member, list(each)) for member, each in zip(members, inputs, strict=False)]
+    if not copies:
         raise InputError("int8: there is no readable good image to calibrate on")
+    return Ensemble(copies) if len(members) > 1 else copies[0]
+
+
+def _quantized(backbone: Backbone, inputs: list[NDArray[np.uint8]]) -> Backbone:
     try:
         network = _quantize(backbone.onnx, inputs)
         copy = Backbone(

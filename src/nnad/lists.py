@@ -82,6 +82,8 @@ def _entry(row: dict[str, Any], place: str, folder: Path) -> Entry:
         raise DatasetError(f"{place}: `{wrong[0]}` is not a text")
     if not told["path"]:
         raise DatasetError(f"{place}: `path` is empty")
+    if any("\0" in value for value in told.values()):
+        raise DatasetError(f"{place}: a NUL character is in it")
     for key in ("path", "mask"):
         told[key] = told[key] and os.fspath(folder / told[key])
     return Entry(**told, place=place)

@@ -30,7 +30,7 @@ from nnad.files import replacing
 
 FORMAT = "nnad-model"
 SCHEMA = 2
-_MAX_MANIFEST = 1_000_000  # bytes; one of ours has some 2,000
+_MAX_MANIFEST = 16_000_000  # bytes; most have some 2,000, a mask or a probe can be large
 _OURS = re.compile(
     r"(encoder-[0-9a-f]{64}\.onnx|(bank|calibration|operator)-[0-9a-f]{64}\.safetensors)"
 )
@@ -118,8 +118,11 @@ def _write(folder: Path, saved: Saved) -> None:
         "checksum": _checksum(content),
         "content": content,
     }
+    written = json.dumps(manifest, indent=1).encode()
+    if len(written) > _MAX_MANIFEST:  # it could never be read again
+        raise ModelError(f"{folder}: the mask or the backbone's probe is too large to be saved")
     with replacing(folder / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=1).encode())
+        file.write(written)
 
     kept = {content["calibration"]}.union(content["encoder"], content["bank"], content["operator"])
     for path in folder.iterdir():  # what an older model or a killed process left

@@ -10,6 +10,7 @@ a float64 brute force, ties going to the lower row, and does not depend on the w
 queries are batched or the bank is cut.
 """
 
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _CODING_QUERIES = 64  # queries in one call that are worth making codes for
 _CODED_QUERIES = 8  # queries in one call for which codes, once made, are the faster way
 _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
+_CODING = threading.Lock()  # two threads need not make the same codes
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
 _NORM_ROWS = 1024  # bank rows squared in float64 at a time
 
@@ -41,7 +43,8 @@ class Bank:
 
     Args:
         features: (N, D) with N >= 1, finite; taken without a copy when it is float32 and
-            C-contiguous, so that a memory-mapped file is searched where it lies.
+            C-contiguous, so that a memory-mapped file is searched where it lies. The first search
+            of 64 queries or more in a large bank makes codes of it, a quarter of its size.
 
     Raises:
         InputError: another shape, or a value that is not finite (the row is named).
@@ -61,6 +64,9 @@ class Bank:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_codes": None}  # they are made anew
 
     def nearest(
         self,
@@ -95,8 +101,8 @@ class Bank:
         sq_dists = np.empty((len(queries), k))
         rows = np.empty((len(queries), k), dtype=np.int64)
         left = np.arange(len(queries))
-        if self._worth_coding(len(queries), k):
-            left = self._search_codes(queries, k, exclude, kernels, sq_dists, rows)
+        if codes := self._codes_for(len(queries), k):
+            left = self._search_codes(codes, queries, k, exclude, kernels, sq_dists, rows)
         for start in range(0, len(left), _QUERY_ROWS):
             block = left[start : start + _QUERY_ROWS]
             excluded = None if exclude is None else np.asarray(exclude)[block]
@@ -144,17 +150,19 @@ class Bank:
         most = min(m, len(self) - 2)
         return np.take_along_axis(around, kept[:, :most], axis=1)
 
-    def _worth_coding(self, n_queries: int, k: int) -> bool:
-        """Whether to search by codes; they are made when enough queries come at once."""
+    def _codes_for(self, n_queries: int, k: int) -> Codes | None:
+        """The codes, if to search by them; they are made when enough queries come at once."""
         suits = len(self) >= 8 * _proposals(k) and self.features.shape[1] <= LARGEST_DIM
-        if not suits or self._coding_failed:
-            return False
+        if not suits or self._coding_failed or n_queries < _CODED_QUERIES:
+            return None
         if self._codes is None and n_queries >= _CODING_QUERIES:
-            self._codes = Codes(self.features)
-        return self._codes is not None and n_queries >= _CODED_QUERIES
+            with _CODING:
+                self._codes = self._codes or Codes(self.features)
+        return self._codes
 
     def _search_codes(
         self,
+        codes: Codes,
         queries: NDArray[np.float32],
         k: int,
         exclude: NDArray[np.intp] | None,
@@ -163,7 +171,6 @@ class Bank:
         rows: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Fill in what integers can prove; return which queries they leave open."""
-        codes: Any = self._codes
         is_open = np.ones(len(queries), dtype=bool)
         for start in range(0, len(queries), _QUERY_ROWS):
             block = slice(start, start + _QUERY_ROWS)

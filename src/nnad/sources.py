@@ -8,38 +8,19 @@ from itertools import chain, islice
 import numpy as np
 from PIL import Image
 
-from nnad.errors import ImageError, InputError
+from nnad.errors import ImageError
 from nnad.export_check import PICTURES
 from nnad.features import own
 from nnad.image_files import find_images
 from nnad.images import Source, collected_warnings, read_image
 from nnad.int8 import CALIBRATION_IMAGES
-from nnad.lists import GOOD_NAMES, LIST_SUFFIXES, read_list
-
-
-def check_labels(images: Source | Iterable[Source]) -> None:
-    """Raise an `InputError` if a list among `images` labels one as anything but good.
-
-    Lists that tell no labels, or the same for all, are taken as they are.
-    """
-    if isinstance(images, str | os.PathLike):
-        images = [images]
-    for item in images if isinstance(images, list | tuple) else ():
-        if isinstance(item, str | os.PathLike) and os.fspath(item).lower().endswith(LIST_SUFFIXES):
-            labels = {entry.label for entry in read_list(os.fspath(item)) if entry.label}
-            odd = sorted(label for label in labels if label.lower() not in GOOD_NAMES)
-            if odd and len(labels) > 1:
-                raise InputError(
-                    f"{item}: images labelled {odd[0]!r} are in this list; to learn from, it must "
-                    f"name good images only"
-                )
 
 
 def named_images(
-    images: Source | Iterable[Source],
+    images: Source | Iterable[Source], *, only_good: bool = False
 ) -> tuple[Iterable[tuple[str, Source]], int | None]:
     """Named images and their number; an iterator is not drained, so its number is unknown."""
-    named = find_images(images)
+    named = find_images(images, only_good=only_good)
     if isinstance(images, Iterator):
         return named, None
     listed = list(named)

@@ -3,6 +3,7 @@
 Nothing is unpacked, so an entry can write nowhere, whatever its name.
 """
 
+import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -78,13 +79,14 @@ def _is_hidden(name: str) -> bool:
 
 def _open(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     state = archive.stat()
-    return _open_version(archive, (state.st_mtime_ns, state.st_size))
+    return _open_version(archive, (state.st_mtime_ns, state.st_size), os.getpid())
 
 
 @lru_cache(maxsize=4)
 def _open_version(
     archive: Path,
     version: tuple[int, int],  # noqa: ARG001 (an archive that has changed is opened anew)
+    process: int,  # noqa: ARG001 (a file's position would be shared with a forked one)
 ) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     """The archive, whose members several threads may read, and its files by name."""
     opened = zipfile.ZipFile(archive)

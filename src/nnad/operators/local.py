@@ -17,7 +17,7 @@ from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
 from nnad.operators.spaces import directions, normalized_length, shrunk_sq_lengths
 
-Scores = NDArray[np.float64]
+Array = NDArray[np.float64]
 _CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
 
 
@@ -54,21 +54,21 @@ class Local:
         self._ridge = self.ridge * (float(vbar) or 1.0)
         return self
 
-    def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Scores:
+    def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Array:
         """(Q, D) -> (Q,); `found` may hold neighbours of the queries in the bank."""
         count = clipped(self.n_local, self.bank)
         if found is None or found.rows.shape[1] < count:
             found = self.bank.nearest(queries, count)
         return self._normalized(queries, found.rows[:, :count])
 
-    def left_out_scores(self) -> Scores:
+    def left_out_scores(self) -> Array:
         """(N,) the score of each bank row against the others, exactly (but for vbar)."""
         count = clipped(self.n_local, self.bank, left_out=True)
         everyone = np.arange(len(self.bank))
         found = self.bank.nearest(self.bank.features, count, exclude=everyone)
         return self._normalized(self.bank.features, found.rows)
 
-    def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Scores:
+    def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Array:
         scores = np.empty(len(rows))
         step = max(1, _CHUNK_ELEMENTS // (rows.shape[1] * self.bank.features.shape[1]))
         for start in range(0, len(rows), step):
@@ -79,7 +79,7 @@ class Local:
             scores[part] = lengths.min(axis=1) if self.reduction == "min" else lengths.mean(axis=1)
         return scores
 
-    def _lengths(self, differences: Scores, around: Scores) -> Scores:
+    def _lengths(self, differences: Array, around: Array) -> Array:
         """(q, k, D), (q, n_local, D) -> (q, k)."""
         if self.p == 2 and self._ridge > 0 and around.shape[1] > 1:
             return shrunk_sq_lengths(around, differences, self._ridge) / self._ridge

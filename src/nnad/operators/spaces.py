@@ -43,10 +43,12 @@ def directions(points: Array) -> tuple[Array, Array]:
 def shrunk_sq_lengths(points: Array, steps: Array, ridge: float) -> Array:
     """ridge v' (C + ridge I)^-1 v of steps v, where C is the covariance of the points.
 
-    It is |v|^2 for steps in directions in which the points do not vary, and less in others. With
-    X the centred points and r = ridge (n - 1), Woodbury's identity needs n x n matrices only:
+    It is |v|^2 for steps in directions in which the points do not vary, and less in others. For
+    n <= D, with X the centred points and r = ridge (n - 1), it is by Woodbury's identity
 
         |v|^2 - (X v)' (X X' + r I)^-1 (X v)
+
+    which needs matrices of n x n only.
 
     Args:
         points: (..., n, D), n >= 2.
@@ -56,9 +58,14 @@ def shrunk_sq_lengths(points: Array, steps: Array, ridge: float) -> Array:
     Returns:
         (..., j)
     """
+    n, dim = points.shape[-2:]
     centred = points - points.mean(axis=-2, keepdims=True)
+    if n > dim:
+        covariance = np.swapaxes(centred, -1, -2) @ centred / (n - 1)  # (..., D, D)
+        covariance[..., np.arange(dim), np.arange(dim)] += ridge
+        solved = np.linalg.solve(covariance, np.swapaxes(steps, -1, -2))  # (..., D, j)
+        return np.asarray(ridge * (np.swapaxes(solved, -1, -2) * steps).sum(axis=-1))
     gram = centred @ np.swapaxes(centred, -1, -2)  # (..., n, n), X X'
-    n = points.shape[-2]
     gram[..., np.arange(n), np.arange(n)] += ridge * (n - 1)
     along = centred @ np.swapaxes(steps, -1, -2)  # (..., n, j), X v
     free = (along * np.linalg.solve(gram, along)).sum(axis=-2)  # (..., j)
