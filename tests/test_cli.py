@@ -251,7 +251,8 @@ def test_presets_and_operators(good_folder, new_folder, tmp_path):
     assert "knn, k=2, squared=True, reduction=mean, metric=euclidean" in told
     assert "guarantee        proven" in told
     assert "raw" in told
-    assert nnad(*fit, tmp_path / "both", "--preset", "dn2", "--k", 3).returncode == 2
+    for both in (("--k", 3), ("--transform", "root"), ("--operator", "auto")):
+        assert nnad(*fit, tmp_path / "both", "--preset", "dn2", *both).returncode == 2
     for name in NAMES:
         model = tmp_path / name
         assert nnad(*fit, model, "--operator", name, "--transform", "l2").returncode == 0

@@ -221,12 +221,19 @@ def test_an_old_opset_is_refused(network):
         assemble(model, Preprocessing(64), {"plain": (1, 3, 64, 64)})
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_of_the_embedded_network(stage):
-    backbone = load_backbone(stages=(stage,), pooling="max", size=64)
-    feature = backbone.embed(Image.fromarray(draw(0)))
-    assert feature.shape == (STAGES[stage],) == (backbone.dim,)
-    assert np.isfinite(feature).all()
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])
+def test_every_stage_of_the_embedded_networks(name):
+    alone = []
+    for stage in STAGES:
+        backbone = load_backbone(name, stages=(stage,), pooling="max", size=64)
+        alone.append(backbone.embed(Image.fromarray(draw(0))))
+    channels = {"efficientnet-lite0": [24, 40, 80, 112, 192, 320, 1280]}
+    channels["efficientnet-lite2"] = [24, 48, 88, 120, 208, 352, 1280]
+    assert [len(feature) for feature in alone] == channels[name]
+    together = load_backbone(name, stages=STAGES, pooling="max", size=64)
+    found = together.embed(Image.fromarray(draw(0)))
+    expected = np.concatenate([feature / np.linalg.norm(feature) for feature in alone])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_papers_feature_is_the_head_averaged(backbone):

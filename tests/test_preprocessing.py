@@ -8,7 +8,7 @@ import pytest
 from conftest import draw
 from PIL import Image
 
-from nnad import InputError, load_backbone
+from nnad import ImageWarning, InputError, load_backbone
 from nnad.preprocessing import Preprocessing, read_mask
 
 
@@ -116,3 +116,17 @@ def test_wrong_settings_are_refused(wrong, message):
 def test_a_mask_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"mask: .*none\.png: no such file"):
         load_backbone(mask=tmp_path / "none.png")
+
+
+def test_what_is_transparent_in_a_mask_is_not_seen(tmp_path):
+    rgba = np.full((4, 4, 4), 255, np.uint8)
+    rgba[:2, :, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    expected = read_mask(np.repeat([False, True], 2)[:, None] * np.ones(4, bool))
+    assert read_mask(tmp_path / "mask.png") == expected
+    assert read_mask(rgba) == expected
+
+
+def test_a_mask_that_hides_nothing_is_told():
+    with pytest.warns(ImageWarning, match="nothing in it is black"):
+        read_mask(np.ones((4, 4), bool))

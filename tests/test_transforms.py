@@ -51,10 +51,21 @@ def test_log_by_hand():
 def test_white_evens_out_the_spread():
     rng = np.random.default_rng(0)
     good = np.abs(rng.normal(size=(500, 6)) * [1, 1, 1, 1, 1, 30])
-    spread = fit_transform("white", good)(good).var(axis=0, ddof=1)
+    white = fit_transform("white", good)(good).astype(np.float64)
+    spread = np.linalg.eigvalsh(np.cov(white, rowvar=False))
     covariance = np.cov(root(good).astype(np.float64), rowvar=False)
     values = np.linalg.eigvalsh(covariance)
     np.testing.assert_allclose(spread, values / (values + 3 * values.mean()), rtol=1e-3)
+
+
+def test_white_by_definition_also_with_fewer_images_than_features():
+    good = np.abs(np.random.default_rng(0).normal(size=(9, 30)))
+    rooted = root(good).astype(np.float64)
+    covariance = np.cov(rooted, rowvar=False)
+    covariance += 3 * np.trace(covariance) / 30 * np.eye(30)
+    values, vectors = np.linalg.eigh(covariance)
+    expected = (rooted - rooted.mean(axis=0)) @ vectors / np.sqrt(values) @ vectors.T
+    np.testing.assert_allclose(fit_transform("white", good)(good), expected, atol=1e-4)
 
 
 def test_unknown():

@@ -92,10 +92,14 @@ def fit(
     preset: Annotated[
         str, typer.Option(help="Transform and operator as in a paper: dn2, knnn-paper, ...")
     ] = "",
-    transform: Annotated[str, typer.Option(help="root, l2, raw, log or white.")] = "root",
+    transform: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="root (the default), l2, raw, log or white."),
+    ] = None,
     operator: Annotated[
-        str, typer.Option(help="auto, knn, knnn, hull, global, local, kmeans, tree ...")
-    ] = "auto",
+        Optional[str],  # noqa: UP045
+        typer.Option(help="auto (the default), knn, knnn, hull, global, local, kmeans, tree ..."),
+    ] = None,
     k: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="The operator's neighbours; its own default otherwise."),
@@ -117,7 +121,7 @@ def fit(
     network = load_backbone(
         backbone,
         weights=weights,
-        stages=None if stages is None else stages.split(","),
+        stages=None if stages is None else [stage.strip() for stage in stages.split(",")],
         pooling=pooling,
         size=size,
         geometry=geometry,
@@ -126,14 +130,14 @@ def fit(
         flips=flips,
         device=device,
     )
-    scorer: str | Operator = operator
+    scorer: str | Operator = operator or "auto"
     if preset:
-        if (transform, operator, k) != ("root", "auto", None):
+        if (transform, operator, k) != (None, None, None):
             raise typer.BadParameter("--preset stands for --transform, --operator and --k")
         transform, scorer = presets.preset(preset)
     detector = Detector(
         network,
-        transform=transform,
+        transform=transform or "root",
         operator=scorer,
         k=k,
         false_alarms=false_alarms,

@@ -57,8 +57,8 @@ VARIANTS = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-# name -> channels; the number is the stride, s16b the last map at stride 16
-STAGES = {"s4": 24, "s8": 40, "s16a": 80, "s16b": 112, "s32a": 192, "s32b": 320, "head": 1280}
+# the number is the stride, s16b the last map at stride 16
+STAGES = ("s4", "s8", "s16a", "s16b", "s32a", "s32b", "head")
 _REPEATS = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (blocks, first stride)
 _GRAPH_VERSION = 2  # raise it whenever build_onnx() changes what it returns
 
@@ -122,7 +122,8 @@ def build_onnx(
 ) -> bytes:
     """Build the ONNX file of one variant from its state dict."""
     network = _build_network(name, weights)
-    shapes = {stage: (1, STAGES[stage], 1, 1) for stage in stages}
+    channels = {o.name: o.type.tensor_type.shape.dim[1].dim_value for o in network.graph.output}
+    shapes = {stage: (1, channels[stage], 1, 1) for stage in stages}
     return assemble(network, Preprocessing(VARIANTS[name].image_size), shapes, pooling=pooling)
 
 
@@ -134,7 +135,7 @@ def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
     graph.constant("zero", np.float32(0))
     graph.constant("six", np.float32(6))
     x = _conv(graph, "input", *_folded(weights, "_conv_stem", "_bn0"), stride=2)
-    ends: list[str] = []  # of the seven stages
+    ends: list[tuple[str, int]] = []  # map and its channels, of the seven stages and the head
     block = 0
     for stage, (repeats, first_stride) in enumerate(_REPEATS):
         if 0 < stage < len(_REPEATS) - 1:
@@ -143,9 +144,10 @@ def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
             stride = first_stride if repeat == 0 else 1
             x = _mbconv(graph, x, weights, f"_blocks.{block}.", stride)
             block += 1
-        ends.append(x)
-    ends.append(_conv(graph, x, *_folded(weights, "_conv_head", "_bn1")))
-    for stage_name, end in zip(STAGES, ends[1:], strict=True):
+        ends.append((x, len(weights[f"_blocks.{block - 1}._project_conv.weight"])))
+    head = _folded(weights, "_conv_head", "_bn1")
+    ends.append((_conv(graph, x, *head), len(head[0])))
+    for stage_name, (end, _) in zip(STAGES, ends[1:], strict=True):
         graph.add("Identity", [end], output=stage_name)
 
     def tensor(name: str, channels: int) -> Any:
@@ -157,7 +159,10 @@ def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
             graph.nodes,
             name,
             [tensor("input", 3)],
-            [tensor(stage_name, channels) for stage_name, channels in STAGES.items()],
+            [
+                tensor(stage, channels)
+                for stage, (_, channels) in zip(STAGES, ends[1:], strict=True)
+            ],
             graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", 13)],

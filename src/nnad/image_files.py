@@ -37,7 +37,7 @@ def find_images(
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a batch of such arrays stacked on a first
             axis, a `Crop`, or any iterable of these.
         only_good: refuse a list that labels images as anything but good, unless all are labelled
-            the same.
+            the same, or that names images of another split than `train`.
 
     Raises:
         InputError: a folder or archive holds no image, a glob matches nothing, a list or archive
@@ -92,6 +92,8 @@ def _find_files(path: str, only_good: bool) -> list[str]:
                 f"{path}: images labelled {odd[0]!r} are in this list; to learn from, it must name "
                 f"good images only"
             )
+        if only_good and any(entry.split not in ("", "train") for entry in entries):
+            raise InputError(f"{path}: not only training images are in this list; name those alone")
         return [entry.path for entry in entries]
     return [path]
 

@@ -61,7 +61,9 @@ def check_writable(folder: Path, *, overwrite: bool = False) -> None:
         if not _is_manifest(folder / "manifest.json"):
             raise ModelError(f"{folder}: its manifest.json is not nnad's; choose another folder")
         if not overwrite:
-            raise ModelError(f"{folder}: holds a model already; pass overwrite to replace it")
+            raise ModelError(
+                f"{folder}: holds a model already; pass overwrite (--overwrite) to replace it"
+            )
     elif strangers := [p.name for p in folder.iterdir() if not _is_ours(p.name)]:
         raise ModelError(f"{folder}: holds other files ({strangers[0]}); choose another folder")
 

@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 from nnad.errors import ImageError, InputError
-from nnad.images import read_image
+from nnad.images import content_of, read_image, warn
 
 GEOMETRIES = ("crop", "whole", "letterbox")
 FLIPS = {"none": 1, "horizontal": 2, "both": 4}  # views of one image
@@ -189,6 +189,8 @@ class Preprocessing:
 def read_mask(mask: "str | os.PathLike[str] | NDArray[Any]") -> bytes:
     """A mask for `Preprocessing`: what is brighter than half is seen, all else is painted over.
 
+    What is transparent is painted over, too.
+
     Args:
         mask: a picture's path, or an array (H, W) of bool or uint8.
 
@@ -199,9 +201,26 @@ def read_mask(mask: "str | os.PathLike[str] | NDArray[Any]") -> bytes:
         picture = read_image(mask, str(mask) if isinstance(mask, str | os.PathLike) else "array")
     except ImageError as error:
         raise InputError(f"mask: {error}") from error
+    seen = ImageChops.darker(picture.convert("L"), _opacity(mask, picture.size))
+    seen = seen.point(lambda level: 255 * (level > 127)).convert("1")
+    if seen.getextrema() == (255, 255):
+        warn(f"mask {mask if isinstance(mask, str) else ''}: nothing in it is black; all is seen")
     file = io.BytesIO()
-    picture.convert("L").point(lambda level: 255 * (level > 127)).convert("1").save(file, "PNG")
+    seen.save(file, "PNG")
     return file.getvalue()
+
+
+def _opacity(mask: "str | os.PathLike[str] | NDArray[Any]", size: tuple[int, int]) -> Image.Image:
+    """How opaque a picture is, (H, W), 255 where it has no transparency; it can be read."""
+    content = content_of(mask)
+    if isinstance(content, bytes):
+        with Image.open(io.BytesIO(content)) as original:
+            if original.has_transparency_data:
+                turned = ImageOps.exif_transpose(original)
+                return turned.convert("RGBA").getchannel("A")
+    elif content is not None and content.ndim == 3 and content.shape[2] == 4:
+        return Image.fromarray(content).getchannel("A")
+    return Image.new("L", size, 255)
 
 
 @lru_cache(maxsize=4)

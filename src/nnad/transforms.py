@@ -5,8 +5,8 @@
 - `root`: signed square root of each entry, then length 1. Pooled features are sparse and their
   spread grows with their mean; the root evens that out (docs/decisions.md has the measurements).
 - `log`: sign(x) log(1 + |x| / s), then length 1; s is 0.3 of the mean |x| of the good features.
-- `white`: root, then global whitening with a ridge: features are rotated to the eigenvectors of the
-  good features' covariance and divided by sqrt(e + 3 vbar), vbar being the mean variance.
+- `white`: root, then global whitening with a ridge: along each eigenvector of the good features'
+  covariance they are divided by sqrt(e + 3 vbar), vbar being the mean variance.
 
 `log` and `white` learn numbers from the good features, the others nothing. Zero vectors stay zero.
 """
@@ -69,17 +69,20 @@ def fit_transform(name: str, good: NDArray[Any]) -> Transform:
 
 
 def _fit_white(good: NDArray[Any]) -> Transform:
+    """x -> (C + 3 vbar I)^(-1/2) (x - mean), with the covariance C of the good rooted features."""
     rooted = root(good).astype(np.float64)
     mean = rooted.mean(axis=0)
-    covariance = np.atleast_2d(np.cov(rooted, rowvar=False, ddof=min(1, len(rooted) - 1)))
-    values, vectors = np.linalg.eigh(covariance)
-    vbar = float(values.mean()) or 1.0
-    whitening = vectors / np.sqrt(np.maximum(values, 0) + 3 * vbar)  # (D, D)
+    centred = rooted - mean
+    # directions in which good features vary, at most N; all others have the ridge alone
+    _, spread, directions = np.linalg.svd(centred, full_matrices=False)  # (r,), (r, D)
+    values = np.square(spread) / max(len(rooted) - 1, 1)
+    ridge = 3 * float(values.sum() / rooted.shape[1]) or 3.0
+    gain = 1 / np.sqrt(values + ridge) - 1 / np.sqrt(ridge)  # (r,)
 
     def white(features: NDArray[Any]) -> Features:
         centred = root(features) - mean  # (N, D)
         # row by row: a product of many rows at once may round differently
-        rows = [row @ whitening for row in centred]
+        rows = [row / np.sqrt(ridge) + (gain * (directions @ row)) @ directions for row in centred]
         return np.asarray(rows, dtype=np.float32).reshape(centred.shape)
 
     return white

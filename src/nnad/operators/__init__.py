@@ -57,6 +57,7 @@ def make_operator(name: str, **arguments: Any) -> Operator:
     """
     if name == "auto":
         name, arguments = AUTO[0], AUTO[1] | arguments
+        arguments.setdefault("n_local", max(25, arguments["k"]))
     if name not in _HOME:
         raise InputError(f"operator={name!r}; choose one of auto, {', '.join(NAMES)}")
     module, class_name = _HOME[name]
