@@ -221,6 +221,63 @@ def test_an_old_opset_is_refused(network):
         assemble(model, Preprocessing(64), {"plain": (1, 3, 64, 64)})
 
 
+def write_clashing_network(path):
+    """Input `image`; `features` = 2 x, pooled to `nnad/cast_0`; and `chosen`, `image` or an outer
+    constant by an If, whose inner graph has names of ours too."""
+
+    shape = ["N", 3, "H", "W"]
+
+    def branch(source):
+        add = helper.make_node("Add", [source, "nnad/mean"], [f"nnad/{source}"])
+        output = helper.make_tensor_value_info(f"nnad/{source}", TensorProto.FLOAT, shape)
+        return helper.make_graph([add], source, [], [output])
+
+    graph = Graph()
+    graph.constant("nnad/mean", np.float32(3))  # read in the inner graphs only
+    graph.constant("yes", np.array(True))
+    graph.add("Add", ["image", "image"], output="features")
+    graph.add("GlobalMaxPool", ["features"], output="network/features")
+    graph.add("Flatten", ["network/features"], output="nnad/cast_0")
+    branches = {"then_branch": branch("image"), "else_branch": branch("features")}
+    graph.add("If", ["yes"], output="chosen", **branches)
+    shapes = {"features": shape, "nnad/cast_0": ["N", 3], "chosen": shape}
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "clashing",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in shapes.items()],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, path)
+
+
+def test_a_networks_own_names_may_be_those_around_it(tmp_path):
+    path = tmp_path / "net.onnx"
+    write_clashing_network(path)
+    pixels = normalised(draw(0))
+    mean, largest = pixels.mean(axis=(0, 1)), pixels.max(axis=(0, 1))
+    expected = {"features": 2 * mean, "nnad/cast_0": 2 * largest, "chosen": mean + 3}
+    for stage, values in expected.items():
+        write_sidecar(path, outputs=[stage])
+        np.testing.assert_allclose(embed(path, draw(0)), values, rtol=1e-4, atol=1e-6)
+    parts = [values / np.linalg.norm(values) for values in expected.values()]
+    found = embed(path, draw(0), stages=tuple(expected))
+    np.testing.assert_allclose(found, np.concatenate(parts), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="stage 'nnad/cast_0' is one vector"):
+        embed(path, draw(0), stages=("nnad/cast_0",), pooling="max")
+
+
+def test_names_that_do_not_clash_stay(network):
+    kept = onnx.load_from_string(load_backbone(network, stages=("signed",)).onnx)
+    names = [name for node in kept.graph.node for name in node.output]
+    assert "signed" in names
+    assert not any(name.startswith("network/") for name in names)
+
+
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])
 def test_every_stage_of_the_embedded_networks(name):
     alone = []
