@@ -1,5 +1,6 @@
 """torchvision and timm networks with random weights, exported to ONNX; no download."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from nnad import BackboneError, Detector, InputError, load_backbone, torch_export, torch_networks
+from nnad.checkpoints import read_checkpoint
 from nnad.ensemble import Ensemble
 from nnad.preprocessing import Preprocessing
 from nnad.probes import largest_difference, probe_images
@@ -160,6 +162,27 @@ def test_torch_and_onnx_pool_alike(pooling):
     assert dims == {5, 10}
 
 
+def test_a_stage_called_features():
+    """As in torchvision's VGG, DenseNet and MobileNet; nnad's own output has that name."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x):
+            return self.features(x).relu()
+
+    torch.manual_seed(0)
+    small = Small().eval()
+    probes = probe_images(32)
+    backbone = torch_export.export(small, "small", Preprocessing(32), ("features",))
+    with torch.no_grad():
+        maps = small.features(torch_export._normalised(probes, Preprocessing(32)))
+    expected = maps.mean(dim=(2, 3)).numpy()
+    assert largest_difference(backbone.features(probes), expected) <= 1e-4
+
+
 def test_tokens_of_a_vit_and_their_signs():
     options = {"size": 64, "stages": ("blocks.3", "norm")}
     by_class = random("timm:test_vit", **options)  # timm's smallest
@@ -241,6 +264,23 @@ def test_checkpoint_files(trained, tmp_path, resnet18):
     probes = probe_images(64)
     assert largest_difference(backbone.features(probes), resnet18.features(probes)) > 1e-2
     assert backbone.fingerprint != resnet18.fingerprint
+
+
+def test_the_hash_is_of_the_weights_that_were_read(tmp_path, monkeypatch):
+    """Also if another program replaces the file just after it was read."""
+    path, read = tmp_path / "w.pth", Path.read_bytes
+    torch.save({"bias": torch.ones(2)}, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def read_and_replace(path):
+        content = read(path)
+        torch.save({"bias": torch.zeros(2)}, path)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    state, told = read_checkpoint(path)
+    assert told == sha256
+    assert state["bias"].tolist() == [1, 1]
 
 
 class Touch:
