@@ -173,22 +173,50 @@ def test_a_file_without_a_sidecar(network):
     ("changes", "message"),
     [
         ({"mean": None}, "lacks mean"),
-        ({"scale": 2}, "scale=2; say 1 or 255"),
+        ({"scale": 2}, r"net\.onnx\.json: scale=2; expected 1 or 255"),
+        ({"scale": [1]}, r"net\.onnx\.json: scale=\[1\]; expected 1 or 255"),
+        ({"scale": True}, r"net\.onnx\.json: scale=True; expected 1 or 255"),
         ({"sise": 3}, "'sise' has no meaning; there are: colours, crop_fraction"),
-        ({"std": "abc"}, "its sidecar is wrong"),
+        ({"std": "abc"}, r"net\.onnx\.json: std='abc'; expected three numbers"),
+        ({"std": [1, True, 1]}, r"std=\[1, True, 1\]; expected three numbers"),
+        ({"mean": [1, 2]}, r"mean=\[1, 2\]; expected three numbers"),
+        ({"mean": [0, 0, float("nan")]}, "its sidecar is wrong: mean="),
         ({"std": [1, 1, 0]}, "its sidecar is wrong: std="),
         ({"size": None}, "takes images of any size; say in the sidecar"),
-        ({"size": "big"}, "its sidecar is wrong: size='big'"),
+        ({"size": "big"}, r"net\.onnx\.json: size='big'; expected a number of pixels"),
+        ({"size": True}, "size=True; expected a number of pixels"),
+        ({"size": 8}, "its sidecar is wrong: size=8; expected 32 to 4096"),
+        ({"geometry": ["crop"]}, r"geometry=\['crop'\]; expected a name"),
+        ({"geometry": "round"}, "its sidecar is wrong: geometry='round'"),
+        ({"crop_fraction": "1"}, "crop_fraction='1'; expected a number"),
+        ({"layout": 1}, "layout=1; expected nchw or nhwc"),
         ({"layout": "chwn"}, "layout='chwn'; say nchw or nhwc"),
         ({"layout": "nhwc"}, "its input is nchw, and the sidecar says nhwc"),
         ({"outputs": ["nothing"]}, "has no 'nothing'; there are: plain"),
-        ({"outputs": []}, "expected different names"),
+        ({"outputs": []}, r"outputs=\[\]; expected a list of names of tensors"),
+        ({"outputs": 5}, r"net\.onnx\.json: outputs=5; expected a list of names of tensors"),
+        ({"outputs": "plain"}, "outputs='plain'; expected a list of names of tensors"),
+        ({"outputs": [["plain"]]}, r"outputs=\[\['plain'\]\]; expected a list of names"),
+        ({"outputs": ["plain", "plain"]}, "expected different names"),
+        ({"prefix_tokens": "a"}, "prefix_tokens='a'; expected a whole number, 0 or more"),
+        ({"prefix_tokens": -1}, "prefix_tokens=-1; expected a whole number, 0 or more"),
+        ({"prefix_tokens": True}, "prefix_tokens=True; expected a whole number, 0 or more"),
     ],
 )
 def test_a_sidecar_that_is_wrong(network, changes, message):
     write_sidecar(network, **changes)
     with pytest.raises((BackboneError, InputError), match=message):
         load_backbone(network)
+
+
+def test_a_key_without_a_value(network):
+    for key in ("scale", "outputs", "size", "prefix_tokens"):
+        declared = {"mean": MEAN, "std": STD, "scale": 1, "size": 64, key: None}
+        with pytest.raises(BackboneError, match=f"declared: {key}=None; expected"):
+            load_backbone(network, declared=declared)
+        network.with_name("net.onnx.json").write_text(json.dumps(declared))
+        with pytest.raises(BackboneError, match=rf"net\.onnx\.json: {key}=None; expected"):
+            load_backbone(network)
 
 
 def test_files_that_are_no_networks(tmp_path):
