@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -320,8 +321,8 @@ def test_a_detector_measures_the_export_and_needs_no_torch_later(
     resnet18, good_folder, new_folder, tmp_path
 ):
     detector = Detector(resnet18).fit(good_folder)
-    assert 0 <= detector.export["features"] <= 1e-4
-    assert 0 <= detector.export["scores"] <= 1e-3
+    assert 0 < detector.export["features"] < 1e-5
+    assert 0 < detector.export["scores"] < 1e-5
     expected = detector.score(new_folder)
     detector.save(tmp_path / "m")
     manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
@@ -354,10 +355,33 @@ def test_an_export_that_says_something_else_is_refused(resnet18, good_folder, mo
         torch_export.export(Sized(), "sized", Preprocessing(32))
 
 
-def test_scores_are_compared_too(resnet18, good_folder, monkeypatch):
-    monkeypatch.setattr("nnad.export_check.BOUNDS", {"features": 1e-4, "scores": -1.0})
-    with pytest.raises(BackboneError, match="its export to ONNX changes scores by"):
-        Detector(resnet18).fit(good_folder)
+def test_features_and_scores_of_a_changed_reference(resnet18, good_folder, monkeypatch):
+    """Scores of features that differ by 5e-5, here computed by hand: DN2's, k = 2, raw."""
+    true = resnet18.reference
+    monkeypatch.setattr(resnet18, "reference", lambda batch: true(batch) * np.float32(1 + 5e-5))
+    good = [Image.open(path) for path in sorted(good_folder.iterdir())]
+    bank = np.stack([resnet18.embed(image) for image in good]).astype(float)
+
+    def scores(embed):
+        turned = [image.transpose(Image.Transpose.ROTATE_90) for image in good[:8]]
+        queries = np.stack([embed(image) for image in turned]).astype(float)
+        squares = ((queries[:, None] - bank[None]) ** 2).sum(axis=2)  # (8, 12)
+        return np.sort(squares, axis=1)[:, :2].mean(axis=1)
+
+    found, expected = scores(resnet18.embed), scores(resnet18.embed_reference)
+    size = np.maximum(expected, np.median(expected))
+    difference = (np.abs(found - expected) / size).max()
+
+    detector = Detector(resnet18, operator="knn", transform="raw").fit(good_folder)
+    assert detector.export["features"] == pytest.approx(5e-5, rel=0.05)
+    assert detector.export["scores"] == pytest.approx(difference, rel=0.05)
+
+    bounds = {"features": 1e-4, "scores": difference / 2}
+    monkeypatch.setattr("nnad.export_check.BOUNDS", bounds)
+    with pytest.raises(BackboneError, match="its export to ONNX changes scores by") as raised:
+        detector.fit(good_folder)
+    told = float(re.search(r"scores by (\S+), more", str(raised.value))[1])
+    assert told == pytest.approx(difference, rel=0.1)  # two digits
 
 
 def test_an_ensemble_of_a_torch_and_an_embedded_network(resnet18, good_folder, tmp_path):
