@@ -127,6 +127,15 @@ def test_functions_are_not_cached(database):
     assert stored(database) == 1
 
 
+def test_what_a_gpu_computes_is_not_cached(database):
+    other = Backbone("other", network().preprocessing, network().onnx)
+    assert other.dim == 1280  # its session, of the CPU here, has begun
+    other.device = "cuda:1"
+    for backbone in (other, Ensemble([network(), other])):
+        assert len(features([draw(0)], backbone, cache=True)) == 1
+    assert not database.exists()
+
+
 def test_warnings_come_again_with_the_name_of_the_moment(database, embedded, tmp_path):
     frames = [Image.fromarray(draw(i)) for i in range(2)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

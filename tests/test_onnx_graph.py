@@ -173,22 +173,50 @@ def test_a_file_without_a_sidecar(network):
     ("changes", "message"),
     [
         ({"mean": None}, "lacks mean"),
-        ({"scale": 2}, "scale=2; say 1 or 255"),
+        ({"scale": 2}, r"net\.onnx\.json: scale=2; expected 1 or 255"),
+        ({"scale": [1]}, r"net\.onnx\.json: scale=\[1\]; expected 1 or 255"),
+        ({"scale": True}, r"net\.onnx\.json: scale=True; expected 1 or 255"),
         ({"sise": 3}, "'sise' has no meaning; there are: colours, crop_fraction"),
-        ({"std": "abc"}, "its sidecar is wrong"),
+        ({"std": "abc"}, r"net\.onnx\.json: std='abc'; expected three numbers"),
+        ({"std": [1, True, 1]}, r"std=\[1, True, 1\]; expected three numbers"),
+        ({"mean": [1, 2]}, r"mean=\[1, 2\]; expected three numbers"),
+        ({"mean": [0, 0, float("nan")]}, "its sidecar is wrong: mean="),
         ({"std": [1, 1, 0]}, "its sidecar is wrong: std="),
         ({"size": None}, "takes images of any size; say in the sidecar"),
-        ({"size": "big"}, "its sidecar is wrong: size='big'"),
+        ({"size": "big"}, r"net\.onnx\.json: size='big'; expected a number of pixels"),
+        ({"size": True}, "size=True; expected a number of pixels"),
+        ({"size": 8}, "its sidecar is wrong: size=8; expected 32 to 4096"),
+        ({"geometry": ["crop"]}, r"geometry=\['crop'\]; expected a name"),
+        ({"geometry": "round"}, "its sidecar is wrong: geometry='round'"),
+        ({"crop_fraction": "1"}, "crop_fraction='1'; expected a number"),
+        ({"layout": 1}, "layout=1; expected nchw or nhwc"),
         ({"layout": "chwn"}, "layout='chwn'; say nchw or nhwc"),
         ({"layout": "nhwc"}, "its input is nchw, and the sidecar says nhwc"),
         ({"outputs": ["nothing"]}, "has no 'nothing'; there are: plain"),
-        ({"outputs": []}, "expected different names"),
+        ({"outputs": []}, r"outputs=\[\]; expected a list of names of tensors"),
+        ({"outputs": 5}, r"net\.onnx\.json: outputs=5; expected a list of names of tensors"),
+        ({"outputs": "plain"}, "outputs='plain'; expected a list of names of tensors"),
+        ({"outputs": [["plain"]]}, r"outputs=\[\['plain'\]\]; expected a list of names"),
+        ({"outputs": ["plain", "plain"]}, "expected different names"),
+        ({"prefix_tokens": "a"}, "prefix_tokens='a'; expected a whole number, 0 or more"),
+        ({"prefix_tokens": -1}, "prefix_tokens=-1; expected a whole number, 0 or more"),
+        ({"prefix_tokens": True}, "prefix_tokens=True; expected a whole number, 0 or more"),
     ],
 )
 def test_a_sidecar_that_is_wrong(network, changes, message):
     write_sidecar(network, **changes)
     with pytest.raises((BackboneError, InputError), match=message):
         load_backbone(network)
+
+
+def test_a_key_without_a_value(network):
+    for key in ("scale", "outputs", "size", "prefix_tokens"):
+        declared = {"mean": MEAN, "std": STD, "scale": 1, "size": 64, key: None}
+        with pytest.raises(BackboneError, match=f"declared: {key}=None; expected"):
+            load_backbone(network, declared=declared)
+        network.with_name("net.onnx.json").write_text(json.dumps(declared))
+        with pytest.raises(BackboneError, match=rf"net\.onnx\.json: {key}=None; expected"):
+            load_backbone(network)
 
 
 def test_files_that_are_no_networks(tmp_path):
@@ -219,6 +247,63 @@ def test_an_old_opset_is_refused(network):
     model.opset_import[0].version = 9
     with pytest.raises(BackboneError, match="opset 9; export it with opset 11"):
         assemble(model, Preprocessing(64), {"plain": (1, 3, 64, 64)})
+
+
+def write_clashing_network(path):
+    """Input `image`; `features` = 2 x, pooled to `nnad/cast_0`; and `chosen`, `image` or an outer
+    constant by an If, whose inner graph has names of ours too."""
+
+    shape = ["N", 3, "H", "W"]
+
+    def branch(source):
+        add = helper.make_node("Add", [source, "nnad/mean"], [f"nnad/{source}"])
+        output = helper.make_tensor_value_info(f"nnad/{source}", TensorProto.FLOAT, shape)
+        return helper.make_graph([add], source, [], [output])
+
+    graph = Graph()
+    graph.constant("nnad/mean", np.float32(3))  # read in the inner graphs only
+    graph.constant("yes", np.array(True))
+    graph.add("Add", ["image", "image"], output="features")
+    graph.add("GlobalMaxPool", ["features"], output="network/features")
+    graph.add("Flatten", ["network/features"], output="nnad/cast_0")
+    branches = {"then_branch": branch("image"), "else_branch": branch("features")}
+    graph.add("If", ["yes"], output="chosen", **branches)
+    shapes = {"features": shape, "nnad/cast_0": ["N", 3], "chosen": shape}
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "clashing",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in shapes.items()],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, path)
+
+
+def test_a_networks_own_names_may_be_those_around_it(tmp_path):
+    path = tmp_path / "net.onnx"
+    write_clashing_network(path)
+    pixels = normalised(draw(0))
+    mean, largest = pixels.mean(axis=(0, 1)), pixels.max(axis=(0, 1))
+    expected = {"features": 2 * mean, "nnad/cast_0": 2 * largest, "chosen": mean + 3}
+    for stage, values in expected.items():
+        write_sidecar(path, outputs=[stage])
+        np.testing.assert_allclose(embed(path, draw(0)), values, rtol=1e-4, atol=1e-6)
+    parts = [values / np.linalg.norm(values) for values in expected.values()]
+    found = embed(path, draw(0), stages=tuple(expected))
+    np.testing.assert_allclose(found, np.concatenate(parts), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="stage 'nnad/cast_0' is one vector"):
+        embed(path, draw(0), stages=("nnad/cast_0",), pooling="max")
+
+
+def test_names_that_do_not_clash_stay(network):
+    kept = onnx.load_from_string(load_backbone(network, stages=("signed",)).onnx)
+    names = [name for node in kept.graph.node for name in node.output]
+    assert "signed" in names
+    assert not any(name.startswith("network/") for name in names)
 
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])

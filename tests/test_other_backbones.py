@@ -69,6 +69,18 @@ def test_an_ensemble_is_its_members_side_by_side(backbone):
             Ensemble(members)
 
 
+def test_what_only_the_members_of_an_ensemble_have(backbone):
+    both = Ensemble([backbone, CallableBackbone(colours, size=64)])
+    for name in ("preprocessing", "onnx", "details", "reference"):
+        with pytest.raises(BackboneError, match=rf"no '{name}' of its own.*members\[0\]\.{name}$"):
+            getattr(both, name)
+        getattr(both.members[1], name)
+    with pytest.raises(BackboneError, match=r"'efficientnet-lite0\+colours': .* no 'features'"):
+        both.features(probe_images(64))
+    assert isinstance(both, Backbone)
+    assert not both.exported
+
+
 def test_a_model_holds_and_checks_every_member(good_folder, tmp_path):
     names = "efficientnet-lite0+efficientnet-lite1"
     Detector(load_backbone(names, size=64)).fit(good_folder).save(tmp_path / "m")
@@ -100,6 +112,22 @@ def test_a_model_of_a_callable_needs_it_again(good_folder, tmp_path):
             given(function, **changes)
     with pytest.raises(BackboneError, match="is not the one the model was made with"):
         Detector.load(tmp_path / "m", backbone=load_backbone())
+
+
+def test_a_model_of_an_ensemble_with_a_callable_needs_the_ensemble(backbone, good_folder, tmp_path):
+    def both():
+        return Ensemble([backbone, CallableBackbone(colours, size=64)])
+
+    detector = Detector(both()).fit(good_folder)
+    detector.save(tmp_path / "m")
+    with pytest.raises(
+        BackboneError, match=r"callable 'colours', .*, backbone=Ensemble\(\[\.\.\.\]\)"
+    ):
+        Detector.load(tmp_path / "m")
+    with pytest.raises(BackboneError, match="is not the one the model was made with"):
+        Detector.load(tmp_path / "m", backbone=CallableBackbone(colours, size=64))
+    loaded = Detector.load(tmp_path / "m", backbone=both())
+    assert loaded.score(draw(100)) == detector.score(draw(100))
 
 
 @pytest.mark.parametrize(

@@ -281,22 +281,26 @@ def from_settings(
         case "ensemble":
             from nnad.ensemble import Ensemble
 
-            counts = [0 if m["kind"] == "callable" else 1 for m in settings["members"]]
-            starts = np.cumsum([0, *counts])
+            members = settings["members"]
+            for member in members:
+                if member["kind"] == "callable":
+                    raise _needed_again(member["name"], "Ensemble([...])")
             backbone = Ensemble(
                 [
-                    from_settings(member, networks[start : start + count], device)
-                    for member, start, count in zip(
-                        settings["members"], starts, counts, strict=False
-                    )
+                    from_settings(member, [network], device)
+                    for member, network in zip(members, networks, strict=True)
                 ]
             )
         case "callable":
-            raise BackboneError(
-                f"the model was made with the callable {settings['name']!r}, which no file can "
-                f"hold: pass it again, Detector.load(path, backbone=CallableBackbone(...))"
-            )
+            raise _needed_again(settings["name"], "CallableBackbone(...)")
         case kind:
             raise InputError(f"a backbone of kind {kind!r} is unknown")
     backbone.check_same(settings)
     return backbone
+
+
+def _needed_again(name: str, what: str) -> BackboneError:
+    return BackboneError(
+        f"the model was made with the callable {name!r}, which no file can hold: pass it again, "
+        f"Detector.load(path, backbone={what})"
+    )

@@ -6,11 +6,24 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from nnad.backbones import Backbone, Features
 from nnad.errors import BackboneError, InputError
 from nnad.transforms import l2
+
+
+class _OfMembers:
+    """An attribute of a backbone that an ensemble has only in its members; reading it says so."""
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ensemble: "Ensemble | None", _owner: type) -> Any:
+        if ensemble is None:
+            return self
+        raise _only_members_have(ensemble, self._name)
 
 
 class Ensemble(Backbone):
@@ -19,9 +32,17 @@ class Ensemble(Backbone):
     So each has the same say, whatever the size of its numbers. Every member sees the image through
     its own preprocessing.
 
+    What belongs to one network, `preprocessing`, `onnx`, `details`, `reference` and `features()`,
+    is in the `members` only; an ensemble raises a `BackboneError` for it.
+
     Args:
         members: two or more backbones, none of them an ensemble.
     """
+
+    preprocessing: Any = _OfMembers()
+    onnx: Any = _OfMembers()
+    details: Any = _OfMembers()
+    reference: Any = _OfMembers()
 
     def __init__(self, members: Sequence[Backbone]) -> None:
         if len(members) < 2 or any(isinstance(member, Ensemble) for member in members):
@@ -70,6 +91,10 @@ class Ensemble(Backbone):
         """D, the sum of the members'."""
         return sum(member.dim for member in self.members)
 
+    def features(self, batch: NDArray[np.uint8]) -> Features:  # noqa: ARG002 (see the class)
+        """Not of an ensemble: each member has its own preprocessed images."""
+        raise _only_members_have(self, "features")
+
     def embed(self, image: Image.Image) -> Features:
         """Feature (D,) of an RGB image."""
         return _side_by_side([member.embed(image) for member in self.members])
@@ -84,6 +109,13 @@ class Ensemble(Backbone):
         return _side_by_side(
             [(m.embed_reference if m.exported else m.embed)(image) for m in self.members]
         )
+
+
+def _only_members_have(ensemble: Ensemble, name: str) -> BackboneError:
+    return BackboneError(
+        f"backbone {ensemble.name!r}: an ensemble has no {name!r} of its own; each of its members "
+        f"has, such as .members[0].{name}"
+    )
 
 
 def _side_by_side(features: list[Features]) -> Features:

@@ -7,7 +7,9 @@ The value is the feature, the warnings of reading the image, and a checksum of b
 All of it is in one SQLite file in `cache_folder()`, for several processes at once, and whole after
 a kill. It holds 1 GB, about 180,000 features; those unused for longest make room for new ones. A
 cache that is damaged, locked, full or not writable is not used and is no reason to fail; a damaged
-one is removed. Images that cannot be read, PIL images and crops are not in it.
+one is removed. Images that cannot be read, PIL images and crops are not in it, nor is
+what a function or a GPU computed: a function may change unnoticed, and another GPU or driver gives
+other last bits.
 """
 
 import hashlib

@@ -80,8 +80,8 @@ def extract(
 
 def _feature_cache(backbone: Backbone) -> "FeatureCache | None":
     members = getattr(backbone, "members", [backbone])
-    if not all(member.networks for member in members):  # a function may change unnoticed
-        return None
+    if not all(member.networks and member.device == "cpu" for member in members):
+        return None  # a function or a GPU may be another one, unnoticed
     try:
         from nnad.feature_cache import FeatureCache
     except ImportError:  # a Python without SQLite

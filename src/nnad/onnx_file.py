@@ -18,7 +18,7 @@ The sidecar of `net.onnx` is `net.onnx.json`:
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,43 @@ from nnad.onnx_graph import Shape, assemble, check_stages, network_input
 from nnad.preprocessing import Preprocessing
 from nnad.probes import probe_images
 
-_KEYS = {
-    "mean",
-    "std",
-    "scale",
-    "size",
-    "layout",
-    "colours",
-    "interpolation",
-    "geometry",
-    "crop_fraction",
-    "outputs",
-    "prefix_tokens",
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_list(value) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _are_names(value: Any) -> bool:
+    return _is_list(value) and len(value) > 0 and all(map(_is_text, value))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {  # whether a value will do, and what will
+    "mean": (_is_colour, "three numbers"),
+    "std": (_is_colour, "three numbers"),
+    "scale": (lambda value: _is_number(value) and value in (1, 255), "1 or 255"),
+    "size": (_is_count, "a number of pixels"),
+    "layout": (_is_text, "nchw or nhwc"),
+    "colours": (_is_text, "a name"),
+    "interpolation": (_is_text, "a name"),
+    "geometry": (_is_text, "a name"),
+    "crop_fraction": (_is_number, "a number"),
+    "outputs": (_are_names, "a list of names of tensors"),
+    "prefix_tokens": (_is_count, "a whole number, 0 or more"),
 }
 
 
@@ -127,11 +152,15 @@ def _declaration(
             raise BackboneError(f"{sidecar}: cannot be read as JSON: {error}") from error
     if not isinstance(declared, Mapping):
         raise BackboneError(f"{where}: expected an object with the keys {', '.join(sorted(_KEYS))}")
-    if unknown := sorted(set(declared) - _KEYS):
+    if unknown := sorted(set(declared).difference(_KEYS)):
         there = ", ".join(sorted(_KEYS))
         raise BackboneError(f"{where}: {unknown[0]!r} has no meaning; there are: {there}")
-    if missing := {"mean", "std", "scale"} - set(declared):
+    if missing := {"mean", "std", "scale"}.difference(declared):
         raise BackboneError(f"{where}: lacks {', '.join(sorted(missing))}")
+    for key, value in declared.items():
+        fits, expected = _KEYS[key]
+        if not fits(value):
+            raise BackboneError(f"{where}: {key}={value!r}; expected {expected}")
     return declared
 
 
@@ -164,9 +193,7 @@ def _layout(path: str, dims: list[int], told: Mapping[str, Any]) -> str:
 
 
 def _preprocessing(path: str, told: Mapping[str, Any], side: int) -> Preprocessing:
-    scale = {1: 255.0, 255: 1.0}.get(told["scale"])
-    if scale is None:
-        raise BackboneError(f"{path}: scale={told['scale']!r}; say 1 or 255 in the sidecar")
+    scale = 255 / told["scale"]
     if not (size := told.get("size", side)):
         raise BackboneError(f"{path}: takes images of any size; say in the sidecar which")
     plain = ("geometry", "interpolation", "crop_fraction", "colours")
@@ -174,7 +201,7 @@ def _preprocessing(path: str, told: Mapping[str, Any], side: int) -> Preprocessi
         mean, std = (tuple(scale * v for v in told[key]) for key in ("mean", "std"))
         rest = {key: told[key] for key in plain if key in told}
         return Preprocessing(size, mean=mean, std=std, **rest)
-    except (TypeError, ValueError) as error:
+    except (InputError, OverflowError) as error:
         raise BackboneError(f"{path}: its sidecar is wrong: {error}") from error
 
 

@@ -20,6 +20,8 @@ POOLINGS = ("mean", "max", "gem", "cls")
 GEM_POWER = 3  # Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval", 2018
 GEM_SMALLEST = 1e-6  # smaller values, and so all negative ones, count as this
 _OLDEST_OPSET = 11
+_OURS = "nnad/"  # before the names of all that is put around the network, but `image`, `features`
+_THEIRS = "network/"  # before those of its names that would clash
 Shape = tuple[int, ...]
 
 
@@ -82,8 +84,9 @@ def assemble(
         raise BackboneError(
             f"the network uses ONNX opset {opset}; export it with opset {_OLDEST_OPSET} or newer"
         )
+    network = _with_free_names(network)
     source = network_input(network)
-    graph = Graph("nnad/")
+    graph = Graph(_OURS)
     _normalise(graph, source, preprocessing, layout)
     before = len(graph.nodes)
     vectors = [
@@ -145,6 +148,41 @@ def network_input(network: Any) -> Any:
     return inputs[0]
 
 
+def _with_free_names(network: Any) -> Any:
+    """A copy of the network that leaves the names `image`, `features` and `nnad/...` to us.
+
+    A network without these names keeps its bytes, and so its fingerprint.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(network)
+    _free_names(copy.graph)
+    return copy
+
+
+def _free_names(graph: Any) -> None:
+    tensors = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+    for named in (*graph.input, *graph.output, *graph.value_info, *tensors, *graph.node):
+        if named.name:  # an empty one is not in the file
+            named.name = _free(named.name)
+    for node in graph.node:
+        node.input[:] = map(_free, node.input)
+        node.output[:] = map(_free, node.output)
+        for inner in _inner_graphs(node):
+            _free_names(inner)
+
+
+def _free(name: str) -> str:
+    clashes = name in ("image", "features") or name.startswith((_OURS, _THEIRS))
+    return _THEIRS + name if clashes else name
+
+
+def _inner_graphs(node: Any) -> list[Any]:
+    """The graphs inside of an If, Loop or Scan."""
+    return [inner for attribute in node.attribute for inner in (attribute.g, *attribute.graphs)]
+
+
 def _normalise(graph: Graph, source: Any, preprocessing: Preprocessing, layout: str) -> None:
     """(B, h, w, 3) uint8 -> what the network takes, under the name of its input."""
     from onnx import TensorProto
@@ -161,13 +199,12 @@ def _normalise(graph: Graph, source: Any, preprocessing: Preprocessing, layout: 
 
 
 def _pool(
-    graph: Graph, x: str, shape: Shape, pooling: str | None, layout: str, prefix_tokens: int
+    graph: Graph, stage: str, shape: Shape, pooling: str | None, layout: str, prefix_tokens: int
 ) -> str:
     """A stage -> (B, C)."""
     from onnx import TensorProto
 
-    stage = x
-    x = graph.add("Cast", [x], to=TensorProto.FLOAT)
+    x = graph.add("Cast", [_free(stage)], to=TensorProto.FLOAT)
     if len(shape) == 2:
         if pooling is not None:
             raise InputError(
@@ -247,10 +284,9 @@ def _keep_what_is_needed(graph: Any, nodes: list[Any], constants: list[Any]) -> 
 
 
 def _reads(node: Any) -> set[str]:
-    """What a node and its inner graphs (of If, Loop, Scan) read."""
+    """What a node and its inner graphs read."""
     reads = set(node.input)
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            for child in inner.node:
-                reads |= _reads(child)
+    for inner in _inner_graphs(node):
+        for child in inner.node:
+            reads |= _reads(child)
     return reads
