@@ -70,8 +70,8 @@ def operator(system: str, bank: NDArray[np.float32]) -> Any:
 
 def measure(system: str, folder: Path) -> dict[str, float]:
     """Seconds to fit and to score, and peak memory in MB, in this process."""
-    warm = operator(system, relu_like(200, 64, 3))
-    warm(relu_like(50, 64, 4))
+    warm = operator(system, relu_like(2000, 64, 3))
+    warm(relu_like(100, 64, 4))
     bank, queries = np.load(folder / "bank.npy"), np.load(folder / "queries.npy")
     bank[:] @ queries[0]  # touched, and BLAS started
     before = resident_mb()

@@ -123,6 +123,7 @@ def _product(process: int) -> Any:  # noqa: ARG001 (threads do not outlive a for
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
+    options.enable_cpu_mem_arena = False  # nothing is kept between products
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # cores are needed
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
