@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from nnad.cores import usable_cores
 
 LARGEST_DIM = 32_768  # sums of longer vectors could overflow 32 bits
-_BANK_ROWS = 8192  # rows a product
-_ROUNDED_ROWS = 512  # rows rounded at a time
+_BANK_ROWS = 4096  # rows a product
+_ROUNDED_ROWS = 64  # rows rounded at a time
 _MARGIN = 1e-6  # relative; far above what float64 loses while it measures
 
 

@@ -30,10 +30,13 @@ def summing(function: _Function) -> _Function:
     return made
 
 
-def in_threads(kernel: Callable[..., None], count: int, *args: object) -> None:
-    """Call kernel(start, stop, *args) for parts of range(count) on all cores."""
+def in_threads(kernel: Callable[..., None], count: int, *args: object, least: int = 4) -> None:
+    """Call kernel(start, stop, *args) for parts of range(count) on all cores.
+
+    A part has `least` items or more: to start threads takes longer than a few of them.
+    """
     cores = usable_cores()
-    parts = min(4 * cores, count)  # more parts than cores, so that none waits long
+    parts = min(4 * cores, count // least)  # more parts than cores, so that none waits long
     if parts <= 1 or cores == 1:
         kernel(0, count, *args)
         return

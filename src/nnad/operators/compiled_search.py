@@ -72,7 +72,7 @@ def _sq_dists_in_threads(
     queries: NDArray[np.float32], bank: NDArray[np.float32], owner: Ints, rows: Ints
 ) -> Floats:
     out = np.empty(len(rows))
-    in_threads(_sq_dists, len(rows), queries, bank, owner, rows, out)
+    in_threads(_sq_dists, len(rows), queries, bank, owner, rows, out, least=256)
     return out
 
 
