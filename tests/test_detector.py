@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import draw
 
-from nnad import BudgetError, Detector, ImageWarning, InputError, load_backbone
+from nnad import BudgetError, CallableBackbone, Detector, ImageWarning, InputError, load_backbone
 from nnad.operators import make_operator
 from nnad.operators.knn import KNN
 from nnad.transforms import TRANSFORMS, root
@@ -260,3 +260,16 @@ def test_a_device_that_is_not_the_backbones(detector, tmp_path):
     detector.save(tmp_path / "m")
     with pytest.raises(InputError, match="the backbone given runs on cpu"):
         Detector.load(tmp_path / "m", backbone=detector.backbone, device="cuda")
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, "root"), (128, "l2")])
+def test_the_usual_transform_depends_on_signs(good_folder, tmp_path, shift, expected):
+    def shifted(batch):
+        return batch.astype(np.float32).reshape(len(batch), -1)[:, ::37] - shift
+
+    function = CallableBackbone(shifted, size=32)
+    detector = Detector(function).fit(good_folder)
+    assert detector.transform == expected
+    detector.save(tmp_path / "m")
+    assert Detector.load(tmp_path / "m", backbone=function).transform == expected
+    assert Detector(function, transform="raw").fit(good_folder).transform == "raw"

@@ -94,7 +94,9 @@ def fit(
     ] = "",
     transform: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="root (the default), l2, raw, log or white."),
+        typer.Option(
+            help="auto: root, or l2 for signed features (the default); or l2, raw, log, white."
+        ),
     ] = None,
     operator: Annotated[
         Optional[str],  # noqa: UP045
@@ -137,7 +139,7 @@ def fit(
         transform, scorer = presets.preset(preset)
     detector = Detector(
         network,
-        transform=transform or "root",
+        transform=transform or "auto",
         operator=scorer,
         k=k,
         false_alarms=false_alarms,

@@ -34,7 +34,7 @@ from nnad.sources import (
     readable,
     without_repeats,
 )
-from nnad.transforms import TRANSFORMS, fit_transform
+from nnad.transforms import TRANSFORMS, fit_transform, usual_transform
 
 AUTO_REASON = (
     "auto: the distance to the local shape of the good images, the same at every number of images; "
@@ -49,7 +49,8 @@ class Detector:
 
     Args:
         backbone: a `Backbone`, or a name, path or function for `load_backbone`.
-        transform: `root` (default), `l2`, `raw`, `log` or `white`, see `nnad.transforms`.
+        transform: `root`, `l2`, `raw`, `log` or `white`, see `nnad.transforms`; the default, `auto`,
+            is `root`, or `l2` for networks whose features are signed.
         operator: a name for `make_operator`, or an operator; `auto`, the default, is the distance
             to the local shape of the good images, see docs/auto.md; `knn` is DN2's Eq. 2.
         k: the operator's neighbours, if the operator is given by name; its own default otherwise.
@@ -79,7 +80,7 @@ class Detector:
         self,
         backbone: str | os.PathLike[str] | Backbone | Run = "efficientnet-lite0",
         *,
-        transform: str = "root",
+        transform: str = "auto",
         operator: str | Operator = "auto",
         k: int | None = None,
         false_alarms: float | None = None,
@@ -88,8 +89,9 @@ class Detector:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision={precision!r}; choose one of {', '.join(PRECISIONS)}")
-        if transform not in TRANSFORMS:
-            raise InputError(f"transform={transform!r}; choose one of {', '.join(TRANSFORMS)}")
+        if transform not in ("auto", *TRANSFORMS):
+            known = ", ".join(TRANSFORMS)
+            raise InputError(f"transform={transform!r}; choose one of auto, {known}")
         self.reason = AUTO_REASON if operator == "auto" else "as asked for"
         if isinstance(operator, str):
             operator = make_operator(operator, **({} if k is None else {"k": k}))
@@ -103,7 +105,7 @@ class Detector:
                 raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
         self.backbone = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
         self._float_backbone = self.backbone if precision == "int8" else None
-        self.transform = transform
+        self.transform = self._asked_transform = transform
         self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
         self._asked_false_alarms = false_alarms
@@ -169,6 +171,8 @@ class Detector:
         self._check_budget(len(names))
         fitted = copy.copy(self)  # what fails below leaves this detector as it was
         fitted.backbone, fitted.operator = backbone, copy.copy(self.operator)
+        if self._asked_transform == "auto":
+            fitted.transform = usual_transform(np.stack(features))
         fitted._set(tuple(names), np.stack(features), {})
         fitted.calibration = Calibration(fitted._left_out_scores())
         fitted.skipped = tuple(skipped)

@@ -51,6 +51,15 @@ Transform = Callable[[NDArray[Any]], Features]
 TRANSFORMS = ("raw", "l2", "root", "log", "white")
 
 
+def usual_transform(good: NDArray[Any]) -> str:
+    """What `auto` stands for: `root`, or `l2` if a twentieth of good features (N, D) is negative.
+
+    The root helps features that are sparse and not negative, such as those after a ReLU; signed
+    ones it makes worse (docs/decisions.md).
+    """
+    return "l2" if np.mean(good < 0) > 0.05 else "root"
+
+
 def fit_transform(name: str, good: NDArray[Any]) -> Transform:
     """The transform of that name, with what it learns from good features (N, D).
 
