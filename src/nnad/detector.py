@@ -49,8 +49,8 @@ class Detector:
 
     Args:
         backbone: a `Backbone`, or a name, path or function for `load_backbone`.
-        transform: `root`, `l2`, `raw`, `log` or `white`, see `nnad.transforms`; the default, `auto`,
-            is `root`, or `l2` for networks whose features are signed.
+        transform: `root`, `l2`, `raw`, `log` or `white`, see `nnad.transforms`; by default `auto`,
+            `root`, or `l2` for networks whose features are signed.
         operator: a name for `make_operator`, or an operator; `auto`, the default, is the distance
             to the local shape of the good images, see docs/auto.md; `knn` is DN2's Eq. 2.
         k: the operator's neighbours, if the operator is given by name; its own default otherwise.
