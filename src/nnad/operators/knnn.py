@@ -32,7 +32,7 @@ from nnad.operators.compiled_search import COMPILED
 from nnad.operators.frame_cache import FrameCache
 from nnad.operators.pair_sums import pair_parts
 
-_BLOCK_BYTES = 8_000_000  # frames that are unpacked at a time
+_BLOCK_BYTES = 2_000_000  # frames that are unpacked at a time
 _LOCK = threading.RLock()  # what operators remember is filled by one thread at a time
 
 
