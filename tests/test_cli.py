@@ -339,7 +339,7 @@ def test_options_of_the_backbone_reach_the_model(good_folder, new_folder, tmp_pa
         assert text in told
     assert nnad("score", model, new_folder, "--device", "cpu").returncode == 0
     for options, message in (
-        (["score", model, new_folder, "--device", "cuda"], "pip install onnxruntime-gpu"),
+        (["score", model, new_folder, "--device", "cuda"], "pip install 'onnxruntime-gpu"),
         (["score", model, new_folder, "--device", "gpu"], "choose cpu, cuda"),
         (["fit", good_folder, "--model", "n", "--region", "a,b"], "--region: four fractions"),
         (["fit", good_folder, "--model", "n", "--weights", "random"], "weights: goes with"),

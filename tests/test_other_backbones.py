@@ -181,9 +181,9 @@ def test_device_names():
 
 def test_a_gpu_that_is_not_there_is_an_error(good_folder, tmp_path, monkeypatch, model):
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(BackboneError, match="pip install onnxruntime-gpu"):
+        with pytest.raises(BackboneError, match="pip install 'onnxruntime-gpu"):
             load_backbone(device=device).embed(Image.fromarray(draw(0)))
-    with pytest.raises(BackboneError, match="pip install onnxruntime-gpu"):
+    with pytest.raises(BackboneError, match="pip install 'onnxruntime-gpu"):
         Detector.load(model, device="cuda").score(draw(0))
 
     class Silent:  # what onnxruntime-gpu does without a GPU: it warns and goes on with the CPU

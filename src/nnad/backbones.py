@@ -147,7 +147,7 @@ def start_session(onnx: bytes, name: str, device: str = "cpu") -> Any:
         if provider not in onnxruntime.get_available_providers():
             raise BackboneError(
                 f"device={device!r}: this onnxruntime is built for the CPU; for an NVIDIA GPU: "
-                f"pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+                f"pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA from pip packages, such as torch's
