@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import FASHION_MNIST_HELP
+from datasets import FASHION_MNIST_HELP, embed
 from numpy.typing import NDArray
-from one_class import embed
 from provenance import write_rows
 from sklearn.metrics import roc_auc_score
 from tasks import development_tasks

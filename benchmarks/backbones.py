@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 from auto import auroc
-from datasets import FASHION_MNIST_HELP
+from datasets import FASHION_MNIST_HELP, embed
 from numpy.typing import NDArray
-from one_class import embed
 from PIL import Image
 from provenance import write_rows
 from tasks import Task, development_tasks

@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nnad.datasets
-from nnad.backbones import load_backbone
+from nnad.backbones import Backbone, load_backbone
 from nnad.errors import DatasetError
 from nnad.features import extract
-from nnad.files import cache_folder, replacing
 from nnad.image_files import find_images
 from nnad.progress import track
 from nnad.transforms import fit_transform
@@ -40,23 +39,23 @@ def fashion_mnist_features(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Root features (rows, 1280) of training images and (queries, 1280) of test images.
 
-    They are computed once, by the default backbone, and kept in nnad's cache folder.
+    They are computed by the default backbone.
     """
-    kept = cache_folder() / f"benchmark-{load_backbone().fingerprint[:16]}-{rows}-{queries}.npz"
-    if not kept.exists():
-        images = [
-            *fashion_mnist(folder, "train")[0][:rows],
-            *fashion_mnist(folder, "t10k")[0][:queries],
-        ]
-        extracted = extract(find_images(images), load_backbone())
-        features = np.stack(
-            [f for _, f in track(extracted, len(images), "embedding", show=True)]  # type: ignore[misc]
-        )
-        with replacing(kept) as file:
-            np.savez(file, bank=features[:rows], queries=features[rows:])
-    with np.load(kept) as arrays:
-        root = fit_transform("root", arrays["bank"])
-        return root(arrays["bank"]), root(arrays["queries"])
+    images = [
+        *fashion_mnist(folder, "train")[0][:rows],
+        *fashion_mnist(folder, "t10k")[0][:queries],
+    ]
+    features = embed(images, load_backbone())
+    root = fit_transform("root", features[:rows])
+    return root(features[:rows]), root(features[rows:])
+
+
+def embed(images: Any, backbone: Backbone) -> NDArray[np.float32]:
+    """Features (N, D) of images that can all be read; those embedded before are not again."""
+    extracted = extract(find_images(images), backbone, cache=True)
+    return np.stack(
+        [f for _, f in track(extracted, len(images), "embedding", show=True)]  # type: ignore[misc]
+    )
 
 
 def elpv() -> tuple[list[Images], NDArray[np.float64]]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import FASHION_MNIST_HELP, elpv, fashion_mnist
+from datasets import FASHION_MNIST_HELP, elpv, embed, fashion_mnist
 from numpy.typing import NDArray
-from one_class import embed
 from provenance import write_rows
 
 from nnad.backbones import load_backbone

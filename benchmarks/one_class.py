@@ -13,28 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import FASHION_MNIST_HELP, elpv, fashion_mnist
-from numpy.typing import NDArray
+from datasets import FASHION_MNIST_HELP, elpv, embed, fashion_mnist
 from provenance import write_rows
 from sklearn.metrics import roc_auc_score
 
 from nnad.backbones import Backbone, load_backbone
-from nnad.features import extract
-from nnad.image_files import find_images
 from nnad.neighbors import Bank
 from nnad.operators.knn import KNN
-from nnad.progress import track
 from nnad.transforms import fit_transform
 
 COMPARED = ("raw", "l2", "root", "log")
-
-
-def embed(images: Any, backbone: Backbone) -> NDArray[np.float32]:
-    """Features (N, D) of images that can all be read; those embedded before are not again."""
-    extracted = extract(find_images(images), backbone, cache=True)
-    return np.stack(
-        [f for _, f in track(extracted, len(images), "embedding", show=True)]  # type: ignore[misc]
-    )
 
 
 def auroc(train: Any, good: Any, odd: Any, transform: str) -> float:

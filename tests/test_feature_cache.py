@@ -280,20 +280,24 @@ def test_a_locked_cache_is_not_waited_for_long(database, expected, monkeypatch):
     connection.close()
 
 
+def open_with(monkeypatch, setting):
+    connect = feature_cache._connect
+
+    def connect_with(path):
+        connection = connect(path)
+        connection.execute(f"PRAGMA {setting}")
+        return connection
+
+    monkeypatch.setattr(feature_cache, "_connect", connect_with)
+
+
 def test_a_cache_that_cannot_be_written(database, expected, monkeypatch, tmp_path):
     database.mkdir(parents=True)  # a folder in its place
     check_that_a_fit_works(expected)
     database.rmdir()
     check_that_a_fit_works(expected)
 
-    connect = feature_cache._connect
-
-    def read_only(path):
-        connection = connect(path)
-        connection.execute("PRAGMA query_only = 1")
-        return connection
-
-    monkeypatch.setattr(feature_cache, "_connect", read_only)
+    open_with(monkeypatch, "query_only = 1")
     check_that_a_fit_works(expected, 6)
     monkeypatch.undo()
     (tmp_path / "file").write_text("in the way")
@@ -302,14 +306,7 @@ def test_a_cache_that_cannot_be_written(database, expected, monkeypatch, tmp_pat
 
 
 def test_a_full_disk(database, expected, monkeypatch):
-    connect = feature_cache._connect
-
-    def full(path):
-        connection = connect(path)
-        connection.execute("PRAGMA max_page_count = 5")
-        return connection
-
-    monkeypatch.setattr(feature_cache, "_connect", full)
+    open_with(monkeypatch, "max_page_count = 5")
     check_that_a_fit_works(expected, 6)
     assert stored(database) == 0
 

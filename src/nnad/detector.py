@@ -171,9 +171,10 @@ class Detector:
         self._check_budget(len(names))
         fitted = copy.copy(self)  # what fails below leaves this detector as it was
         fitted.backbone, fitted.operator = backbone, copy.copy(self.operator)
+        stacked = np.stack(features)  # (N, D)
         if self._asked_transform == "auto":
-            fitted.transform = usual_transform(np.stack(features))
-        fitted._set(tuple(names), np.stack(features), {})
+            fitted.transform = usual_transform(stacked)
+        fitted._set(tuple(names), stacked, {})
         fitted.calibration = Calibration(fitted._left_out_scores())
         fitted.skipped = tuple(skipped)
         fitted.export = check_export(backbone, first, fitted._plain_scores) if first else None

@@ -79,6 +79,11 @@ def check_cost(image: Any, file: IO[bytes]) -> None:
     check_bytes(int(bytes_per_pixel * pixels + _BYTES_PER_ROW * image.height + max(0, buffer)))
 
 
+def is_turned(image: Any) -> bool:
+    """Whether its EXIF orientation is another than upright."""
+    return bool(image.getexif().get(_ORIENTATION, 1) != 1)
+
+
 def check_turn(image: Any) -> None:
     """Refuse an image that must be turned when there is no room for it and its copy.
 
@@ -86,7 +91,7 @@ def check_turn(image: Any) -> None:
     """
     if len(image.info.get("exif", b"")) > _MAX_EXIF:
         raise ImageError(f"EXIF tags of more than {_MAX_EXIF:,} bytes; save it without them")
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if is_turned(image):
         bytes_per_pixel = 1 if image.mode in ("1", "L", "P") else 4
         check_bytes(2 * bytes_per_pixel * image.width * image.height)
 

@@ -27,6 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from nnad.cores import usable_cores
 from nnad.errors import ImageError, InputError, counted
 from nnad.image_files import describe_passed_over, find_images, passed_over
+from nnad.image_limits import is_turned
 from nnad.images import FORMATS, collected_warnings, read_image
 from nnad.near_duplicates import near_pairs, thumbnail
 from nnad.progress import track
@@ -54,7 +55,6 @@ MINORITY = 0.1  # the share of a set that is few; in a set of three or more a si
 ODD_SHAPE = 1.5  # width / height differs by more than this factor from the set's median
 TINY = 32  # pixels a side
 _CHUNK = 64  # pictures given to the threads at a time
-_ORIENTATION = 0x0112  # EXIF tag
 _MODES = {"1": "black and white", "L": "grey", "P": "palette", "RGB": "colour"}
 
 
@@ -159,7 +159,7 @@ def _look(name: str, subset: int) -> _Facts | Finding:
         path = Path(name)
         content = path.read_bytes() if path.is_file() else read_member(path) or b""
         with Image.open(io.BytesIO(content), formats=FORMATS) as original:
-            mode, rotated = _mode(original), original.getexif().get(_ORIENTATION, 1) != 1
+            mode, rotated = _mode(original), is_turned(original)
     except ImageError as error:
         return _finding("unreadable", str(error), [name])
     except Exception as error:  # as in read_image: it changed in between, or its EXIF is damaged

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
-from nnad.operators.spaces import shrunk_sq_lengths
+from nnad.operators.spaces import mean_variance, shrunk_sq_lengths
 
 Scores = NDArray[np.float64]
 _CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
@@ -48,8 +48,7 @@ class Hull:
     def fit(self, bank: Bank) -> Self:
         """Take a bank (N, D)."""
         self.bank = bank
-        variances = bank.features.var(axis=0, dtype=np.float64, ddof=min(1, len(bank) - 1))
-        self._vbar = float(variances.mean())
+        self._vbar = mean_variance(bank.features)
         return self
 
     def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Scores:

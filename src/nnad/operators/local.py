@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
-from nnad.operators.spaces import directions, normalized_length, shrunk_sq_lengths
+from nnad.operators.spaces import (
+    directions,
+    mean_variance,
+    normalized_length,
+    shrunk_sq_lengths,
+)
 
 Array = NDArray[np.float64]
 _CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
@@ -50,8 +55,7 @@ class Local:
     def fit(self, bank: Bank) -> Self:
         """Take a bank (N, D)."""
         self.bank = bank
-        vbar = bank.features.var(axis=0, dtype=np.float64, ddof=min(1, len(bank) - 1)).mean()
-        self._ridge = self.ridge * (float(vbar) or 1.0)
+        self._ridge = self.ridge * (mean_variance(bank.features) or 1.0)
         return self
 
     def score(self, queries: NDArray[Any], found: Neighbors | None = None) -> Array:

@@ -40,6 +40,11 @@ def directions(points: Array) -> tuple[Array, Array]:
     return values, vectors
 
 
+def mean_variance(features: NDArray[np.float32]) -> float:
+    """vbar, the mean variance (ddof 1) of the features (N, D); 0 for one row."""
+    return float(features.var(axis=0, dtype=np.float64, ddof=min(1, len(features) - 1)).mean())
+
+
 def shrunk_sq_lengths(points: Array, steps: Array, ridge: float) -> Array:
     """ridge v' (C + ridge I)^-1 v of steps v, where C is the covariance of the points.
 
