@@ -1,0 +1,122 @@
+"""`nnad fit`."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from nnad.cli.options import Device, FalseAlarms
+from nnad.cli.telling import promise, tell_passed_over, tell_unread
+from nnad.errors import counted
+
+
+def fit(
+    good: Annotated[
+        list[str], typer.Argument(help="Good images: files, folders, .zip, lists, globs.")
+    ],
+    model: Annotated[Path, typer.Option(help="The folder to save the model in.")],
+    false_alarms: FalseAlarms = None,
+    backbone: Annotated[
+        str,
+        typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),
+    ] = "efficientnet-lite0",
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="For torchvision and timm: a checkpoint file, or random."),
+    ] = None,
+    stages: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which layers make the feature, for example s16b,s32a,head."),
+    ] = None,
+    pooling: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="How a map becomes a vector: mean, max, gem, or cls of a ViT."),
+    ] = None,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Side of the network's input in pixels; its own otherwise."),
+    ] = None,
+    geometry: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="crop: centre, as the paper; whole: squashed; letterbox: as it is."),
+    ] = None,
+    region: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Look at LEFT,TOP,RIGHT,BOTTOM only, fractions of width and height."),
+    ] = None,
+    mask: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A picture that is white where images count, black elsewhere."),
+    ] = None,
+    flips: Annotated[
+        str, typer.Option(help="Average over mirror images: none, horizontal or both.")
+    ] = "none",
+    device: Device = "cpu",
+    preset: Annotated[
+        str, typer.Option(help="Transform and operator as in a paper: dn2, knnn-paper, ...")
+    ] = "",
+    transform: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="auto: root, or l2 for signed features (the default); or l2, raw, log, white."
+        ),
+    ] = None,
+    operator: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="auto (the default), knn, knnn, hull, global, local, kmeans, tree ..."),
+    ] = None,
+    k: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="The operator's neighbours; its own default otherwise."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or int8: smaller and faster, not quite equal.")
+    ] = "float32",
+    cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
+) -> None:
+    """Learn from good images and save a model."""
+    from nnad import presets
+    from nnad.backbones import load_backbone
+    from nnad.detector import Detector
+    from nnad.model_file import check_writable
+    from nnad.operators import Operator
+
+    check_writable(model, overwrite=overwrite)
+    network = load_backbone(
+        backbone,
+        weights=weights,
+        stages=None if stages is None else [stage.strip() for stage in stages.split(",")],
+        pooling=pooling,
+        size=size,
+        geometry=geometry,
+        region=None if region is None else _fractions(region),
+        mask=mask,
+        flips=flips,
+        device=device,
+    )
+    scorer: str | Operator = operator or "auto"
+    if preset:
+        if (transform, operator, k) != (None, None, None):
+            raise typer.BadParameter("--preset stands for --transform, --operator and --k")
+        transform, scorer = presets.preset(preset)
+    detector = Detector(
+        network,
+        transform=transform or "auto",
+        operator=scorer,
+        k=k,
+        false_alarms=false_alarms,
+        precision=precision,
+    )
+    tell_passed_over(good)
+    detector.fit(good, cache=cache, progress=True)
+    detector.save(model, overwrite=overwrite)
+    tell_unread(list(detector.skipped))
+    print(f"{model}: fitted on {counted(len(detector.names), 'good image')}; {promise(detector)}")
+
+
+def _fractions(region: str) -> list[float]:
+    try:
+        return [float(number) for number in region.split(",")]
+    except ValueError:
+        raise typer.BadParameter("--region: four fractions such as 0.1,0,0.9,1") from None

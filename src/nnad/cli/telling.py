@@ -1,0 +1,74 @@
+"""What commands print: rankings, promises and what went wrong, safe for a terminal."""
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nnad.errors import counted
+
+if TYPE_CHECKING:
+    from nnad.detector import Detector
+    from nnad.results import Result
+
+_SHOWN = 20  # ranked images told on the terminal
+
+
+def promise(detector: "Detector") -> str:
+    """The false-alarm budget in words."""
+    from nnad.calibrate import DEFAULT_FALSE_ALARMS, round_up
+
+    budget = detector.false_alarms
+    text = f"at most {round_up(budget):g} of good images will be called anomalies"
+    if budget == detector.calibration.smallest_budget:
+        needed = round(1 / DEFAULT_FALSE_ALARMS) - 1
+        text += f" (the smallest budget for {counted(len(detector.names), 'image')}"
+        text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"
+    return text
+
+
+def tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
+    """The highest scores first, then what could not be read, then a summary."""
+    from nnad.calibrate import round_up
+
+    scored = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0))
+    if scored:
+        print("   score  p-value           image  (nearest good image)", file=out)
+    for r in scored[:_SHOWN]:
+        verdict = "ANOMALY" if r.is_anomaly else "good"
+        print(
+            f"{r.score:>8.4g}  {r.p_value:<7.4f}  {verdict:<7}  "
+            f"{visible(r.name)}  ({visible(r.nearest[0].name)})",
+            file=out,
+        )
+    if len(scored) > _SHOWN:
+        print(f"          ... and {len(scored) - _SHOWN} with lower scores", file=out)
+    unread = [r for r in results if r.error is not None]
+    tell_unread(unread)
+    anomalies = sum(bool(r.is_anomaly) for r in scored)
+    summary = f"{counted(len(scored), 'image')} scored, {anomalies} "
+    summary += f"{'anomaly' if anomalies == 1 else 'anomalies'} at a budget of {round_up(budget):g}"
+    if unread:
+        summary += f"; {len(unread)} unreadable"
+    print(summary, file=out)
+
+
+def tell_unread(unread: list["Result"]) -> None:
+    """What could not be read, on standard error."""
+    for result in unread[:_SHOWN]:
+        print(f"nnad: {visible(str(result.error))}", file=sys.stderr)
+    if len(unread) > _SHOWN:
+        more = counted(len(unread) - _SHOWN, "more unreadable image")
+        print(f"nnad: ... and {more}", file=sys.stderr)
+
+
+def tell_passed_over(images: list[str]) -> None:
+    """Files that were passed over because of their extension, on standard error."""
+    from nnad.image_files import describe_passed_over, passed_over
+
+    if others := passed_over(images):
+        print(f"nnad: passed over {visible(describe_passed_over(others))}", file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Control characters of a file name written out, so that they do nothing to the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: m[0].encode("unicode_escape").decode(), text)
