@@ -17,6 +17,7 @@ import typer
 from nnad import __version__
 from nnad.cli.demo import demo
 from nnad.cli.fit import fit
+from nnad.cli.groups import groups
 from nnad.cli.info import info
 from nnad.cli.preflight import preflight
 from nnad.cli.score import score
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for _command in (fit, score, preflight, info, demo):
     app.command()(_command)
+app.add_typer(groups, name="groups")
 
 
 def _show_version(wanted: bool) -> None:
