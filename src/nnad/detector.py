@@ -267,12 +267,12 @@ class Detector:
             BackboneError: the backbone is another one, or the device is not there.
         """
         saved = model_file.read_model(Path(path))
-        if "groups" in saved.settings:
-            raise ModelError(f"{path}: a model of groups; for `nnad groups score` or GroupDetector")
         check_device(device)
         if backbone is not None and device not in ("cpu", backbone.device):
             raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
         try:
+            if "groups" in saved.settings:
+                raise ModelError(f"{path}: a model of groups; `nnad groups score` opens it")
             told = saved.settings["backbone"]
             if backbone is None:
                 backbone = from_settings(told, saved.encoders, device)

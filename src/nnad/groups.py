@@ -240,9 +240,9 @@ class GroupDetector:
         """
         saved = model_file.read_model(Path(path))
         check_device(device)
-        if "groups" not in saved.settings:
-            raise ModelError(f"{path}: a model of single images; for `nnad score` or Detector")
         try:
+            if "groups" not in saved.settings:
+                raise ModelError(f"{path}: a model of single images; `nnad score` opens it")
             told, groups = saved.settings["backbone"], saved.settings["groups"]
             if backbone is None:
                 backbone = from_settings(told, saved.encoders, device)
@@ -270,7 +270,7 @@ class GroupDetector:
                 operator_state=saved.operator_state,
                 good_scores=saved.good_scores[np.cumsum((0, *sizes[:-1]))],
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = repr(error)[:200]
             raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error
         detector.skipped = ()
