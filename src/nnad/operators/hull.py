@@ -62,8 +62,8 @@ class Hull:
         """(N,) the score of each bank row as if it had never been there, exactly but for vbar."""
         k = clipped(self.k, self.bank, left_out=True)
         everyone = np.arange(len(self.bank))
-        found = self.bank.nearest(self.bank.features, k, exclude=everyone)
-        return self._scores(self.bank.features, found.rows, everyone)
+        rows = self.bank.others(max(k, self.m + 1)).rows[:, :k]
+        return self._scores(self.bank.features, rows, everyone)
 
     def _scores(
         self, queries: NDArray[Any], rows: NDArray[np.int64], absent: NDArray[np.int64] | None

@@ -55,10 +55,8 @@ class KNN:
 
     def left_out_scores(self) -> Scores:
         """(N,) the score of each bank row against the others, exactly."""
-        everyone = np.arange(len(self.bank))
         k = clipped(self.k, self.bank, left_out=True)
-        found = self._searched.nearest(self._searched.features, k, exclude=everyone)
-        return self._reduced(found.sq_dists)
+        return self._reduced(self._searched.others(k).sq_dists)
 
     def _reduced(self, sq_dists: Scores) -> Scores:
         if self.metric == "cosine":

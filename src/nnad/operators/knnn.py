@@ -81,6 +81,7 @@ class KNNN:
         InputError: an argument is out of range.
     """
 
+    kernels = COMPILED
     bank: Bank
     order: NDArray[np.int64]
     vbar: float

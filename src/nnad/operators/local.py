@@ -68,9 +68,7 @@ class Local:
     def left_out_scores(self) -> Array:
         """(N,) the score of each bank row against the others, exactly (but for vbar)."""
         count = clipped(self.n_local, self.bank, left_out=True)
-        everyone = np.arange(len(self.bank))
-        found = self.bank.nearest(self.bank.features, count, exclude=everyone)
-        return self._normalized(self.bank.features, found.rows)
+        return self._normalized(self.bank.features, self.bank.others(count).rows)
 
     def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Array:
         scores = np.empty(len(rows))
