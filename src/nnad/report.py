@@ -65,9 +65,10 @@ def json_writer(path: str) -> Iterator[Any]:
             out = stack.enter_context(_replacing(path))
         separator = b"[\n"
 
-        def add(result: Result) -> None:
+        def add(result: Any) -> None:  # a dataclass or a dict
             nonlocal separator
-            out.write(separator + json.dumps(asdict(result)).encode())
+            told = result if isinstance(result, dict) else asdict(result)
+            out.write(separator + json.dumps(told).encode())
             separator = b",\n"
 
         yield add
