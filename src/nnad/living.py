@@ -4,6 +4,7 @@ Each function opens the model, changes it, and writes it in one step while it ho
 lock: several processes may change one model at once, and a reader never waits.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nnad.saving import to_saved
 
 
 def add(
-    folder: Path,
+    folder: str | os.PathLike[str],
     images: Source | Iterable[Source],
     *,
     reason: str = "",
@@ -30,6 +31,7 @@ def add(
         ModelError: it cannot be opened or written, or its network was replaced meanwhile.
         InputError: as `Detector.add`.
     """
+    folder = Path(folder)
     before = version(folder)
     detector = Detector.load(folder)
     embedded = detector.embed(images, cache=cache, progress=progress)
@@ -44,13 +46,14 @@ def add(
     return detector
 
 
-def change(folder: Path, make: Callable[[Detector], Change]) -> Detector:
+def change(folder: str | os.PathLike[str], make: Callable[[Detector], Change]) -> Detector:
     """Any other change of a saved model: `change(folder, lambda d: d.remove("a.png"))`.
 
     Raises:
         ModelError: it cannot be opened or written.
         InputError: as `make` raises it; the model is as before.
     """
+    folder = Path(folder)
     with locked(folder):
         detector = Detector.load(folder)
         make(detector)
