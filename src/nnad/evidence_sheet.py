@@ -69,7 +69,8 @@ def axis_of(
 ) -> tuple[float, float]:
     """The lowest and highest score on the axis."""
     threshold = explanations[0].threshold or 0
-    low, high = min(good_scores.min(), threshold), max(good_scores.max(), threshold)
+    low = min(float(good_scores.min()), threshold)
+    high = max(float(good_scores.max()), threshold)
     room = (high - low) or abs(high) or 1.0
     scores = [_score(e) for e in explanations]
     return max(min(low, *scores), low - room), min(max(high, *scores), high + room)

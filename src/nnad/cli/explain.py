@@ -98,16 +98,17 @@ def _nearest(e: "Explanation") -> list[str]:
 def _features(e: "Explanation", transform: str, dim: int) -> list[str]:
     if e.note:
         return [f"no single features: {e.note}"]
-    values = "value" if transform == "raw" else f"value after {transform}"
+    wide = max(len(visible(f.label)) for f in e.features[:_FEATURES])
+    values = "features as given" if transform == "raw" else f"values after {transform}"
     lines = [
-        f"half of the score is from {e.features_for_half} of {dim} features; the largest:",
-        f"   share   {values}, 5 to 95 % of the good ones, percentile; most alike in it",
+        f"half of the score is from {e.features_for_half} of {dim} features; the largest ({values}):",
+        f"   share  {'feature':<{wide}}  value    5 to 95 % of good  percentile  most alike in it",
     ]
     for f in e.features[:_FEATURES]:
-        similar = ", ".join(map(_short, f.similar))
+        usual = f"{f.low:.3g} to {f.high:.3g}"
         lines.append(
-            f"   {f.share:>5.1%}   {visible(f.label)} {f.value:.3g}, {f.low:.3g} to {f.high:.3g}, "
-            f"{f.percentile:.0f}; {similar}"
+            f"   {f.share:>5.1%}  {visible(f.label):<{wide}}  {f.value:<7.3g}  {usual:<17}  "
+            f"{f.percentile:<10.0f}  {', '.join(map(_short, f.similar))}"
         )
     return lines
 
