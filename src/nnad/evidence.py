@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from nnad.backbones import Backbone
 from nnad.detector import Detector
+from nnad.embedding import extracted
 from nnad.errors import ImageError, InputError
-from nnad.features import extract
 from nnad.images import Source
+from nnad.neighbors import Neighbors
 from nnad.onnx_graph import stage_widths
 from nnad.operators import Operator
-from nnad.progress import track
+from nnad.scorer import Scorer
 from nnad.sources import named_images
 
-_NEAREST = 3  # good images told of each explained one; more if the operator compares with more
 _CLOSEST = 3  # good images whose scores are told
 _TOP = 10  # features and sets told
 _SIMILAR = 2  # good images told of each feature
@@ -148,12 +148,12 @@ def explain(
     detector.calibration.check(budget)
     named, total = named_images(images)
     labels = feature_labels(detector.backbone, detector.features.shape[1])
-    extracted = extract(named, detector.backbone, workers=detector.workers)
+    shown = "images" if progress else None
     return [
         Explanation(name, error=str(feature))
         if isinstance(feature, ImageError)
         else _explanation(detector, budget, labels, name, feature)
-        for name, feature in track(extracted, total, "images", show=progress)
+        for name, feature in extracted(named, total, detector.backbone, detector.workers, shown)
     ]
 
 
@@ -182,15 +182,16 @@ def _explanation(
     detector: Detector, budget: float, labels: list[str], name: str, feature: NDArray[np.float32]
 ) -> Explanation:
     """Of one image with the backbone's feature (D,)."""
-    query = detector._transform(feature[None])  # (1, D)
-    calibration, operator = detector.calibration, detector.operator
-    score = float(operator.score(query)[0])
-    threshold = calibration.threshold(budget)
-    good_scores = calibration.good_scores  # (N,)
+    scorer, names = detector.scorer, detector.names
+    operator, calibration = scorer.operator, scorer.calibration
+    scored = scorer.score(feature[None])
+    query = scorer.transformed(feature[None])[0]  # (D,)
+    score, good_scores = float(scored.scores[0]), calibration.good_scores  # (N,)
     closest = np.argsort(np.abs(good_scores - score), kind="stable")[:_CLOSEST]
+    threshold = calibration.threshold(budget)
     shares, note = None, None
     try:
-        shares = operator.by_feature(query[0])
+        shares = operator.by_feature(query)
     except InputError as error:
         note = str(error)
     if score == 0:
@@ -198,38 +199,35 @@ def _explanation(
     return Explanation(
         name,
         score=score,
-        p_value=float(calibration.p_values(np.array([score]))[0]),
+        p_value=float(scored.p_values[0]),
         is_anomaly=score > threshold,
         budget=budget,
         smallest_budget=calibration.smallest_budget,
         threshold=threshold,
         higher_than=int((good_scores < score).sum()),
         good_images=len(good_scores),
-        closest=tuple(ScoredGood(detector.names[i], float(good_scores[i])) for i in closest),
-        nearest=_nearest(detector, query),
-        features=() if shares is None else _features(detector, labels, query[0], shares / score),
+        closest=tuple(ScoredGood(names[i], float(good_scores[i])) for i in closest),
+        nearest=_nearest(scorer, names, scored.nearest),
+        features=() if shares is None else _features(scorer, names, labels, query, shares / score),
         features_for_half=None if shares is None else _for_half(shares),
-        sets=_sets(operator, query[0]) if score else (),
+        sets=_sets(operator, query) if score else (),
         note=note,
     )
 
 
-def _nearest(detector: Detector, query: NDArray[np.float32]) -> tuple[NearGood, ...]:
-    bank = detector.operator.bank
-    told = min(max(_NEAREST, getattr(detector.operator, "k", 1)), len(bank))
-    found = bank.nearest(query, told)
+def _nearest(scorer: Scorer, names: tuple[str, ...], found: Neighbors) -> tuple[NearGood, ...]:
     rows, distances = found.rows[0], np.sqrt(found.sq_dists[0])
-    usual = np.sqrt(bank.nearest(bank.features[rows], 1, exclude=rows).sq_dists[:, 0])
+    usual = np.sqrt(scorer.bank.others(1, rows).sq_dists[:, 0])
+    scores = scorer.calibration.good_scores[rows]
     return tuple(
-        NearGood(detector.names[row], float(distance), float(own), float(score))
-        for row, distance, own, score in zip(
-            rows, distances, usual, detector.calibration.good_scores[rows], strict=True
-        )
+        NearGood(names[row], float(distance), float(own), float(score))
+        for row, distance, own, score in zip(rows, distances, usual, scores, strict=True)
     )
 
 
 def _features(
-    detector: Detector,
+    scorer: Scorer,
+    names: tuple[str, ...],
     labels: list[str],
     query: NDArray[np.float32],
     shares: NDArray[np.float64],
@@ -239,7 +237,7 @@ def _features(
     for index in np.argsort(-shares, kind="stable")[:_TOP]:
         if shares[index] == 0:
             break
-        value, good = query[index], detector.operator.bank.features[:, index]  # (N,)
+        value, good = query[index], scorer.bank.features[:, index]  # (N,)
         low, high = np.percentile(good, (5, 95))
         lower = (good < value).sum() + (good == value).sum() / 2
         similar = np.argsort(np.abs(good - value), kind="stable")[:_SIMILAR]
@@ -250,7 +248,7 @@ def _features(
                 float(shares[index]),
                 *(float(value), float(low), float(high)),
                 percentile=float(100 * lower / len(good)),
-                similar=tuple(detector.names[row] for row in similar),
+                similar=tuple(names[row] for row in similar),
             )
         )
     return tuple(told)

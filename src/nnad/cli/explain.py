@@ -101,8 +101,9 @@ def _features(e: "Explanation", transform: str, dim: int) -> list[str]:
     wide = max(len(visible(f.label)) for f in e.features[:_FEATURES])
     values = "features as given" if transform == "raw" else f"values after {transform}"
     lines = [
-        f"half of the score is from {e.features_for_half} of {dim} features; the largest ({values}):",
-        f"   share  {'feature':<{wide}}  value    5 to 95 % of good  percentile  most alike in it",
+        f"half of the score is from {e.features_for_half} of {dim} features; "
+        f"the largest ({values}):",
+        f"   share  {'feature':<{wide}}  value    5 to 95 % of good  percentile  nearest in value",
     ]
     for f in e.features[:_FEATURES]:
         usual = f"{f.low:.3g} to {f.high:.3g}"

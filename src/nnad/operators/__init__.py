@@ -38,9 +38,7 @@ AUTO: tuple[str, dict[str, Any]] = ("local", {"k": 5, "ridge": 3.0, "reduction":
 
 
 class Operator(Protocol):
-    """What every operator offers; `bank` once it is fitted."""
-
-    bank: Bank
+    """What every operator offers."""
 
     def fit(self, bank: Bank) -> Self:
         """Take a bank (N, D)."""
