@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.calibrate import Calibration
+from nnad.graph import unknown
 from nnad.group_pooling import pooled, spread_parts, trace_of_covariance, without_each
 from nnad.neighbors import Bank
 from nnad.operators import Operator
 from nnad.results import Neighbor
+from nnad.scorer import Known, Scorer
 
 Points = NDArray[np.float32]
 Scores = NDArray[np.float64]
-_EVIDENCE = 3  # nearest good groups told for each decision
 
 
 class Compared(NamedTuple):
@@ -43,10 +44,12 @@ class GroupBank:
         names: of the G groups.
         points: G arrays (M, D) of transformed features; as many members in each for `concat`.
         pooling: see `nnad.group_pooling`.
-        operator: fitted here to the pooled features; None for `trace`.
+        operator: compares the pooled features; not used by `trace`.
         seed: of the order of members in `concat`, and of those drawn for a smaller group.
-        operator_state, good_scores: what an equal bank found before: its operator's state, and the
-            left-out scores (G,) of its groups in full.
+        good_scores: the left-out scores (G,) of the groups in full, if known.
+        operator_state: what the operator would be slow to find again, if known.
+
+    Attributes: `scorer`, of the pooled features; None for `trace`.
     """
 
     def __init__(
@@ -55,23 +58,27 @@ class GroupBank:
         points: Sequence[Points],
         *,
         pooling: str,
-        operator: Operator | None,
+        operator: Operator | None = None,
         seed: int = 0,
-        operator_state: dict[str, NDArray[Any]] | None = None,
         good_scores: Scores | None = None,
+        operator_state: dict[str, NDArray[Any]] | None = None,
     ) -> None:
-        self.names, self.points = names, points
-        self.pooling, self.operator, self.seed = pooling, operator, seed
+        self.names, self.points, self.pooling, self.seed = names, points, pooling, seed
+        self.scorer: Scorer | None = None
         if operator is not None:
-            each = [self.pooled(name, group) for name, group in zip(names, points, strict=True)]
-            self._bank = Bank(np.stack(each))  # (G, P)
-            if operator_state:
-                operator.restore(self._bank, operator_state)  # type: ignore[attr-defined]
-            else:
-                operator.fit(self._bank)
+            pairs = zip(names, points, strict=True)
+            pools = np.stack([self.pooled(name, group) for name, group in pairs])  # (G, P)
+            known = None
+            if good_scores is not None:
+                known = Known(unknown(len(names), 0), operator_state or {}, good_scores)
+            self.scorer = Scorer(pools, "raw", operator, known)
+            full = self.scorer.calibration
+        elif good_scores is not None:
+            full = Calibration(good_scores)
+        else:
+            full = Calibration(np.array([trace_of_covariance(group) for group in points]))
         self.largest = max(map(len, points))
-        full = self._left_out_scores() if good_scores is None else good_scores
-        self._calibrations = {self.largest: Calibration(full)}
+        self._calibrations = {self.largest: full}
 
     def pooled(self, name: str, points: Points) -> Points:
         """(M, D) -> (P,), the pooled feature of a group of that name."""
@@ -81,24 +88,23 @@ class GroupBank:
 
     def compare(self, name: str, points: Points) -> Compared:
         """Score a new group (M, D); M >= 2 for `trace`."""
-        if self.operator is None:
-            parts = spread_parts(points)
-            return Compared(float(parts.sum()), parts, ())
+        if self.scorer is None:
+            return of_spread(points)
         query = self.pooled(name, points)[None]  # (1, P)
-        score = float(self.operator.score(query)[0])
-        found = self._bank.nearest(query, min(_EVIDENCE, len(self._bank)))
+        scores, _, found = self.scorer.score(query)
+        score = float(scores[0])
         nearest = tuple(
             Neighbor(self.names[row], float(distance))
             for row, distance in zip(found.rows[0], np.sqrt(found.sq_dists[0]), strict=True)
         )
         if self.pooling == "concat":
-            step = query[0].astype(np.float64) - self._bank.features[found.rows[0, 0]]
+            step = query[0].astype(np.float64) - self.scorer.bank.features[found.rows[0, 0]]
             parts = np.empty(len(points))
             parts[self._order(name, len(points))] = np.square(step.reshape(points.shape)).sum(1)
         elif len(points) == 1:
             parts = np.array([score])
         else:
-            parts = score - self.operator.score(without_each(points, self.pooling))
+            parts = score - self.scorer.score(without_each(points, self.pooling)).scores
         return Compared(score, parts, nearest)
 
     def calibration(self, size: int) -> Calibration:
@@ -112,22 +118,22 @@ class GroupBank:
             self._calibrations[size] = Calibration(np.array(scores))
         return self._calibrations[size]
 
-    def _left_out_scores(self) -> Scores:
-        """(G,) the score of each good group in full, as if it were not there."""
-        if self.operator is None:
-            return np.array([trace_of_covariance(points) for points in self.points])
-        return self.operator.left_out_scores()
-
     def _cut_score(self, row: int, size: int) -> float:
         points = self.points[row]
         points = points[self._order(self.names[row], len(points))[:size]]
-        if self.operator is None:
+        if self.scorer is None:
             return trace_of_covariance(points)
-        others = Bank(np.delete(self._bank.features, row, axis=0))
-        operator = copy.copy(self.operator).fit(others)
+        others = Bank(np.delete(self.scorer.bank.features, row, axis=0))
+        operator = copy.copy(self.scorer.operator).fit(others)
         return float(operator.score(pooled(points, self.pooling)[None])[0])
 
     def _order(self, name: str, count: int) -> NDArray[np.int64]:
         """Members in an order that depends on nothing but the seed and the group's name."""
         key = zlib.crc32(name.encode("utf-8", "surrogatepass"))
         return np.random.default_rng([self.seed, key]).permutation(count)
+
+
+def of_spread(points: Points) -> Compared:
+    """The score of `trace` for a group (M, D), M >= 2."""
+    parts = spread_parts(points)
+    return Compared(float(parts.sum()), parts, ())

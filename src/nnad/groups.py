@@ -18,19 +18,23 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad import __version__, model_file
+from nnad import __version__
 from nnad.backbones import Backbone, Run, check_device, from_settings
 from nnad.calibrate import Calibration
 from nnad.detector import Detector
+from nnad.embedding import extracted
 from nnad.errors import BudgetError, ImageError, ImageWarning, InputError, ModelError, counted
-from nnad.features import extract
-from nnad.group_bank import Compared, GroupBank
+from nnad.graph import unknown
+from nnad.group_bank import GroupBank, of_spread
 from nnad.group_files import Group, Groups, find_groups
-from nnad.group_pooling import POOLINGS, spread_parts
+from nnad.group_pooling import POOLINGS
+from nnad.history import History
+from nnad.model_file import Saved, read_model
+from nnad.model_writing import write_model
 from nnad.operators import Operator, make_operator, operator_name, settings
 from nnad.operators.arguments import check_choice, check_count
-from nnad.progress import track
 from nnad.results import GroupResult, Member, Result
+from nnad.scorer import Known
 from nnad.transforms import fit_transform, usual_transform
 
 TRANSFORMS = ("auto", "root", "l2", "raw")  # those that learn nothing
@@ -94,7 +98,7 @@ class GroupDetector:
         )
         self.backbone, self.workers = checked.backbone, checked.workers
         self.operator = None if pooling == "trace" else checked.operator
-        self._asked_false_alarms = false_alarms
+        self.asked_false_alarms = checked.asked_false_alarms
 
     def __repr__(self) -> str:
         fitted = f"{len(self.names)} good groups" if hasattr(self, "names") else "not fitted"
@@ -108,7 +112,7 @@ class GroupDetector:
     @property
     def false_alarms(self) -> float:
         """The false-alarm budget in force; by default 0.01, or 1 / (G + 1) if that is larger."""
-        return self._asked_false_alarms or self._fitted().calibration.default_budget()
+        return self.asked_false_alarms or self._fitted().calibration.default_budget()
 
     def fit(self, groups: Groups, *, cache: bool = True, progress: bool = False) -> Self:
         """Learn what good groups look like.
@@ -141,7 +145,6 @@ class GroupDetector:
             raise InputError(f"too few good groups: {len(kept)}; {needed} are needed{reason}")
         self._check_asked_budget(len(kept))
         fitted = copy.copy(self)  # what fails below leaves this detector as it was
-        fitted.operator = copy.copy(self.operator)
         features = np.stack([feature for group in kept for feature in group.features])  # (N, D)
         if self._asked_transform == "auto":
             fitted.transform = usual_transform(features)
@@ -194,14 +197,14 @@ class GroupDetector:
             ModelError: it exists and `overwrite` is false, holds other files, or cannot be written.
         """
         self._fitted()
-        told = {
+        told: dict[str, Any] = {
             "nnad": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "backbone": self.backbone.settings(),
             "transform": self.transform,
             "operator": self.operator
             and {"name": operator_name(self.operator), "settings": settings(self.operator)},
-            "false_alarms": self._asked_false_alarms,
+            "false_alarms": self.asked_false_alarms,
             "groups": {
                 "pooling": self.pooling,
                 "seed": self.seed,
@@ -209,15 +212,14 @@ class GroupDetector:
                 "sizes": self.sizes,
             },
         }
-        saved = model_file.Saved(
-            settings=told,
-            encoders=self.backbone.networks,
-            names=self.members,
-            features=self.features,
-            good_scores=np.repeat(self.calibration.good_scores, self.sizes),  # (N,) of their groups
+        known = Known(
+            graph=unknown(len(self.members), 0),
             operator_state=getattr(self.operator, "state", dict)(),
+            good_scores=np.repeat(self.calibration.good_scores, self.sizes),  # (N,) of their groups
         )
-        model_file.write_model(Path(path), saved, overwrite=overwrite)
+        history = History.begin(self.members, self.features, None)
+        saved = Saved(told, self.backbone.networks, history, known)
+        write_model(Path(path), saved, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -238,8 +240,10 @@ class GroupDetector:
             ModelError: it is missing, damaged, foreign, from a newer nnad or one of single images.
             BackboneError: the backbone is another one, or the device is not there.
         """
-        saved = model_file.read_model(Path(path))
+        saved = read_model(Path(path))
         check_device(device)
+        if backbone is not None and device not in ("cpu", backbone.device):
+            raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
         try:
             if "groups" not in saved.settings:
                 raise ModelError(f"{path}: a model of single images; `nnad score` opens it")
@@ -260,15 +264,16 @@ class GroupDetector:
             if operator is not None:
                 detector.operator = make_operator(operator["name"], **operator["settings"])
             names, sizes = tuple(map(str, groups["names"])), tuple(map(int, groups["sizes"]))
-            if len(names) != len(sizes) or min(sizes) < 1 or sum(sizes) != len(saved.names):
+            members, features = saved.history.names, saved.history.features()
+            if len(names) != len(sizes) or min(sizes) < 1 or sum(sizes) != len(members):
                 raise ValueError("groups and images differ in number")
             detector._set(
                 names,
                 sizes,
-                saved.names,
-                saved.features,
-                operator_state=saved.operator_state,
-                good_scores=saved.good_scores[np.cumsum((0, *sizes[:-1]))],
+                members,
+                features,
+                operator_state=saved.known.operator_state,
+                good_scores=saved.known.good_scores[np.cumsum((0, *sizes[:-1]))],
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = repr(error)[:200]
@@ -282,17 +287,17 @@ class GroupDetector:
         return self
 
     def _check_asked_budget(self, count: int) -> None:
-        if self._asked_false_alarms is not None:
-            _check_budget(count, self._asked_false_alarms)
+        if self.asked_false_alarms is not None:
+            _check_budget(count, self.asked_false_alarms)
 
     def _embedded(self, groups: list[Group], cache: bool, progress: bool) -> Iterator[_Embedded]:
         """Embed all members of all groups side by side; yield group after group."""
         every = [member for group in groups for member in group.members]
-        extracted = extract(every, self.backbone, workers=self.workers, cache=cache)
-        tracked = track(extracted, len(every), "members of groups", show=progress)
+        shown = "members of groups" if progress else None
+        features = extracted(every, len(every), self.backbone, self.workers, shown, cache=cache)
         for name, members in groups:
             group = _Embedded(name, [], [], [])
-            for member, feature in islice(tracked, len(members)):
+            for member, feature in islice(features, len(members)):
                 if isinstance(feature, ImageError):
                     group.unread.append(Member(member, error=str(feature)))
                 else:
@@ -331,6 +336,8 @@ class GroupDetector:
         self._bank = GroupBank(
             names, points, pooling=self.pooling, operator=self.operator, seed=self.seed, **found
         )
+        if self._bank.scorer:
+            self.operator = self._bank.scorer.operator
 
     def _transformed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         return fit_transform(self.transform, features)(features)
@@ -341,11 +348,7 @@ class GroupDetector:
             read = (Member(name) for name in group.members)
             return GroupResult(group.name, members=(*read, *group.unread), error=fault)
         points = self._transformed(np.stack(group.features))  # (M, D)
-        if budget is None:
-            parts = spread_parts(points)
-            compared = Compared(float(parts.sum()), parts, ())
-        else:
-            compared = self._bank.compare(group.name, points)
+        compared = of_spread(points) if budget is None else self._bank.compare(group.name, points)
         parts = compared.contributions
         told = [Member(n, float(part)) for n, part in zip(group.members, parts, strict=True)]
         told.sort(key=lambda member: -(member.contribution or 0))

@@ -7,6 +7,7 @@
 So normalisation and pooling cannot be forgotten or done twice by whoever uses the file.
 """
 
+import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ GEM_SMALLEST = 1e-6  # smaller values, and so all negative ones, count as this
 _OLDEST_OPSET = 11
 _OURS = "nnad/"  # before the names of all that is put around the network, but `image`, `features`
 _THEIRS = "network/"  # before those of its names that would clash
+_UNIT = re.compile(f"{_OURS}unit_(\\d+)/ones")  # a constant of each stage, see `_unit`
 Shape = tuple[int, ...]
 
 
@@ -290,3 +292,12 @@ def _reads(node: Any) -> set[str]:
         for child in inner.node:
             reads |= _reads(child)
     return reads
+
+
+def stage_widths(onnx_file: bytes) -> list[int]:
+    """How many features each stage of an assembled backbone of several stages has, in order."""
+    import onnx
+
+    tensors = onnx.load_from_string(onnx_file).graph.initializer
+    found = [(_UNIT.fullmatch(tensor.name), tensor.dims) for tensor in tensors]
+    return [dims[0] for _, dims in sorted((int(name[1]), dims) for name, dims in found if name)]

@@ -71,7 +71,7 @@ def fit(
     from nnad import presets
     from nnad.backbones import load_backbone
     from nnad.detector import Detector
-    from nnad.model_file import check_writable
+    from nnad.model_writing import check_writable
     from nnad.operators import Operator
 
     check_writable(model, overwrite=overwrite)

@@ -59,7 +59,7 @@ def fit(
     """Learn from good groups and save a model."""
     from nnad.backbones import load_backbone
     from nnad.groups import GroupDetector
-    from nnad.model_file import check_writable
+    from nnad.model_writing import check_writable
 
     check_writable(model, overwrite=overwrite)
     detector = GroupDetector(

@@ -1,10 +1,17 @@
 """`nnad info`."""
 
+from typing import Annotated
+
+import typer
+
 from nnad.cli.options import Model
-from nnad.cli.telling import promise
+from nnad.cli.telling import promise, visible
 
 
-def info(model: Model) -> None:
+def info(
+    model: Model,
+    images: Annotated[bool, typer.Option("--images", help="List the good images only.")] = False,
+) -> None:
     """Tell what a model is made of and what it promises."""
     from nnad.calibrate import round_up
     from nnad.detector import Detector
@@ -12,9 +19,14 @@ def info(model: Model) -> None:
     from nnad.operators import describe, operator_name
 
     detector = Detector.load(model)
-    backbone, calibration = detector.backbone, detector.calibration
+    if images:
+        for name in detector.names:
+            print(visible(name))
+        return
+    backbone, calibration, last = detector.backbone, detector.calibration, detector.log[-1]
     rows = [
         ("good images", f"{len(detector.names)}, first {detector.names[0]}"),
+        ("last change", f"{last.time} by {last.by}: {last.action}"),
         (
             "backbone",
             f"{backbone.name}, {detector.features.shape[1]} features, "
