@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,48 +8,35 @@ from nnad.calibrate import Calibration
 from nnad.conformal import (
     MOST_JACKKNIFE,
     Method,
-    Scorer,
     calibrate,
-    fold_scorers,
+    fold_models,
     guarantee,
 )
 from nnad.crossfit import folds_of, ranks
 from nnad.errors import BudgetError, InputError
-from nnad.neighbors import Bank
+from nnad.fitted import Fitted
 from nnad.operators import make_operator
 from nnad.products import parse_products, products_by_cluster, products_by_folder
-from nnad.transforms import fit_transform
 
 NAMES = ("leave-one-out", "split", "cross", "jackknife+")
 
 
 def fitting(operator="knn", transform="raw"):
-    """features -> Scorer"""
-
-    def fit(features):
-        learnt = fit_transform(transform, features)
-        bank = Bank(learnt(features))
-        return Scorer(learnt, bank, copy.copy(make_operator(operator)).fit(bank))
-
-    return fit
+    """features -> Fitted"""
+    return lambda features: Fitted(features, transform, make_operator(operator))
 
 
 def calibrated(name, features, fit=None, products=None, product_names=("",)):
-    """A calibration and what it needs to score new features (Q, D) -> (Q,) p-values."""
+    """A calibration, and what turns new features (Q, D) into p-values (Q,)."""
     fit, method = fit or fitting(), Method.parse(name)
     rows = method.bank_rows(features)
-    main = fit(features[rows])
-    scorers = fold_scorers(method, features, fit)
+    main, models = fit(features[rows]), fold_models(method, features, fit)
     labels = None if products is None else products[rows]
-    calibration = calibrate(
-        method, features, main, scorers, main.operator.left_out_scores, labels, product_names
-    )
+    calibration = calibrate(method, features, main, models, labels, product_names)
 
     def p_values(new):
-        scores = np.stack([s.score(new) for s in scorers or [main]], axis=1)
-        return calibration.p_values(
-            scores, labels[main.nearest(new)] if products is not None else None
-        )
+        scores = np.stack([model.score(new) for model in models or [main]], axis=1)
+        return calibration.p_values(scores, None if labels is None else labels[main.nearest(new)])
 
     return calibration, p_values
 
@@ -130,7 +115,7 @@ def test_split_by_hand():
 def test_cross_by_hand(name):
     """p = (1 + #{i : s_i >= s of the new image by the model without i's fold}) / (n + 1)."""
     features, new = cloud(10), cloud(25, seed=1) * 1.5
-    folds = Method.parse(name).folds_of(features)
+    folds = Method.parse(name).scored_by(features)
     assert folds.max() == (2 if name == "cross:3" else 9)
 
     def score(bank, query):
@@ -144,7 +129,8 @@ def test_cross_by_hand(name):
     calibration, p_values = calibrated(name, features)
     np.testing.assert_allclose(calibration.good_scores, own, rtol=1e-9)
     np.testing.assert_allclose(p_values(new), expected)
-    assert calibration.threshold(0.2) is None
+    with pytest.raises(InputError, match="decide by p-values"):
+        calibration.threshold(0.2)
 
 
 @settings(deadline=None, max_examples=20)
@@ -207,7 +193,7 @@ def test_what_is_proven():
     assert cross.bound(0.9, 50) == 1
 
     def told(method, *, proven=False, products=False):
-        return guarantee(method, 0.05, 50, distances_proven=proven, products=products)
+        return guarantee(method, 0.05, 50, k_nn=proven, products=products)
 
     assert told(Method(), proven=True) == "proven for k-NN distances"
     assert told(Method()).startswith("measured, not proven")

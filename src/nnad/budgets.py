@@ -177,6 +177,18 @@ class Stream:
             self.alarms.append(self.seen)
         return is_anomaly
 
+    def silent(self, smallest: float) -> bool:
+        """Whether no image can be an anomaly any more, if no p-value is smaller."""
+        return smallest > self.level * (1 + 1e-9)
+
+    def check(self, smallest: float) -> None:
+        """Raise a `BudgetError` if the stream is silent from the start."""
+        if self.silent(smallest):
+            raise BudgetError(
+                f"fdr={self.fdr:g}: a stream needs at least {_good_images(self.level)} good images "
+                f"to calibrate with, and many more if anomalies are rare (docs/calibration.md)"
+            )
+
     def patience(self, smallest: float) -> int:
         """After how many images without a first alarm none can come any more.
 

@@ -92,18 +92,17 @@ class Calibration:
             p_values[mine] = (1 + at_least) / (self.sizes[product] + 1)
         return p_values
 
-    def threshold(self, budget: float, product: int = 0) -> float | None:
+    def threshold(self, budget: float, product: int = 0) -> float:
         """The score above which p is at most the budget, so that an image is an anomaly.
 
-        None where there are several folds: each compares with its own scores.
-
         Raises:
-            InputError: the budget is not between 0 and 1.
+            InputError: the budget is not between 0 and 1; or there are folds, each of which
+                compares with a score of its own.
             BudgetError: the budget is below 1 / (n + 1).
         """
         self.check(budget)
-        if len(self._sorted[product]) > 1:
-            return None
+        if self.folds is not None:
+            raise InputError("threshold: with folds there is none; decide by p-values")
         good, n = self._sorted[product][0], self.sizes[product]
         allowed = min(math.floor(budget * (n + 1) * (1 + _ROUNDING)) - 1, n - 1)  # above it
         return float(good[n - 1 - allowed])

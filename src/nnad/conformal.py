@@ -30,7 +30,7 @@ leave-one-out only where a new image is among the k nearest of a good image that
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -40,9 +40,7 @@ from numpy.typing import NDArray
 from nnad.calibrate import Calibration
 from nnad.crossfit import FOLDS, folds_of, ranks
 from nnad.errors import InputError
-from nnad.neighbors import Bank
-from nnad.operators import Operator
-from nnad.transforms import Transform
+from nnad.fitted import Fitted
 
 METHODS = ("leave-one-out", "split", "cross", "jackknife+")
 MOST_JACKKNIFE = 200  # images; each has a model of its own, with a bank of all others
@@ -107,16 +105,27 @@ class Method:
                 f"the others; it is meant for at most {MOST_JACKKNIFE}: choose cross"
             )
 
+    @property
+    def has_folds(self) -> bool:
+        """Whether each fold of the good images has a model of its own."""
+        return self.name in ("cross", "jackknife+")
+
+    def scored_by(self, features: NDArray[Any]) -> NDArray[np.int64]:
+        """(N,) the model by which each of the good features (N, D) is scored, -1 for none.
+
+        With `has_folds` that of its fold, 0, 1, ...; else the only one, 0.
+        """
+        if self.has_folds:
+            return folds_of(features, self.folds if self.name == "cross" else len(features))
+        if self.name == "split":
+            return np.where(ranks(features) < self.calibrating(len(features)), 0, -1)
+        return np.zeros(len(features), dtype=np.int64)
+
     def bank_rows(self, features: NDArray[Any]) -> NDArray[np.int64]:
         """Which of the good features (N, D) are in the bank, in order: all, but for `split`."""
-        rows = np.arange(len(features))
         if self.name == "split":
-            return rows[ranks(features) >= self.calibrating(len(features))]
-        return rows
-
-    def folds_of(self, features: NDArray[Any]) -> NDArray[np.int64]:
-        """(N,) the fold of each of the good features (N, D), for `cross` and `jackknife+`."""
-        return folds_of(features, self.folds if self.name == "cross" else len(features))
+            return np.flatnonzero(self.scored_by(features) < 0)
+        return np.arange(len(features))
 
     def bound(self, budget: float, count: int) -> float:
         """What is proven of the false-alarm rate for any operator, with so many good images.
@@ -135,40 +144,26 @@ class Method:
         return min(bounds)
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """A transform, a bank and an operator, fitted on the same good features."""
-
-    transform: Transform
-    bank: Bank
-    operator: Operator
-
-    def score(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """(Q, D) -> (Q,)."""
-        return self.operator.score(self.transform(features))
-
-    def nearest(self, features: NDArray[Any]) -> NDArray[np.int64]:
-        """(Q, D) -> (Q,) the nearest bank row of each."""
-        return self.bank.nearest(self.transform(features), 1).rows[:, 0]
+LEAVE_ONE_OUT = Method()
 
 
-Fit = Callable[[NDArray[np.float32]], Scorer]
-
-
-def fold_scorers(method: Method, features: NDArray[np.float32], fit: Fit) -> tuple[Scorer, ...]:
+def fold_models(
+    method: Method,
+    features: NDArray[Any],
+    fit: Callable[[NDArray[Any]], Fitted],
+) -> tuple[Fitted, ...]:
     """The model of each fold, fitted on the others; none but for `cross` and `jackknife+`."""
-    if method.name not in ("cross", "jackknife+"):
+    if not method.has_folds:
         return ()
-    folds = method.folds_of(features)
+    folds = method.scored_by(features)
     return tuple(fit(features[folds != fold]) for fold in range(folds.max() + 1))
 
 
 def calibrate(
     method: Method,
-    features: NDArray[np.float32],
-    main: Scorer,
-    scorers: tuple[Scorer, ...],
-    left_out_scores: Callable[[], NDArray[np.float64]],
+    features: NDArray[Any],
+    main: Fitted,
+    models: Sequence[Fitted] = (),
     products: NDArray[np.int64] | None = None,
     product_names: tuple[str, ...] = ("",),
 ) -> Calibration:
@@ -178,8 +173,7 @@ def calibrate(
         method: how.
         features: (N, D) of the good images, before any transform.
         main: the model, fitted on `method.bank_rows(features)`.
-        scorers: `fold_scorers(method, features, ...)`.
-        left_out_scores: for `leave-one-out`: returns the scores (N,).
+        models: `fold_models(method, features, ...)`.
         products: the product (B,) of each row of the bank; one product by default. An image's
             category is the product of the nearest good image other than itself, for good and new
             images alike.
@@ -188,26 +182,30 @@ def calibrate(
     Raises:
         InputError: no good image calibrates one of the products.
     """
-    if scorers:
-        folds = method.folds_of(features)
-        scores, nearest = np.empty(len(features)), np.empty(len(features), dtype=np.int64)
-        for fold, scorer in enumerate(scorers):
-            held = features[folds == fold]
-            scores[folds == fold] = scorer.score(held)
-            nearest[folds == fold] = np.flatnonzero(folds != fold)[scorer.nearest(held)]
-    elif method.name == "split":
-        folds = None
-        held = np.delete(features, method.bank_rows(features), axis=0)
-        scores, nearest = main.score(held), main.nearest(held)
-    else:
-        folds, scores = None, left_out_scores()
-        bank = main.bank
-        nearest = bank.nearest(bank.features, 1, exclude=np.arange(len(bank))).rows[:, 0]
-    if products is None:
-        return Calibration(scores, folds)
-    calibration = Calibration(scores, folds, products[nearest], product_names)
+    categories = None
+    if method.name == "leave-one-out":
+        scores = main.left_out_scores(features)
+        if products is not None:
+            categories = products[main.bank.others(1).rows[:, 0]]
+        return _checked(Calibration(scores, None, categories, product_names))
+    rows, scored_by = method.bank_rows(features), method.scored_by(features)
+    scores = np.empty(len(features))
+    nearest = np.empty(len(features), dtype=np.int64)  # places in the main bank
+    for i, model in enumerate(models or [main]):
+        held = scored_by == i
+        scores[held] = model.score(features[held])
+        if products is not None:
+            nearest[held] = np.flatnonzero(scored_by[rows] != i)[model.nearest(features[held])]
+    calibrates = scored_by >= 0
+    if products is not None:
+        categories = products[nearest[calibrates]]
+    folds = scored_by if models else None
+    return _checked(Calibration(scores[calibrates], folds, categories, product_names))
+
+
+def _checked(calibration: Calibration) -> Calibration:
     if 0 in calibration.sizes:
-        empty = product_names[calibration.sizes.index(0)]
+        empty = calibration.product_names[calibration.sizes.index(0)]
         raise InputError(
             f"products: no good image calibrates {empty!r}: it has too few images, or they look "
             f"like those of another product; give more, or leave the product out"
@@ -215,16 +213,14 @@ def calibrate(
     return calibration
 
 
-def guarantee(
-    method: Method, budget: float, count: int, *, distances_proven: bool, products: bool
-) -> str:
+def guarantee(method: Method, budget: float, count: int, *, k_nn: bool, products: bool) -> str:
     """What a model promises about good images from the same source, in one line.
 
     Args:
         method: how it was calibrated.
         budget: the false-alarm budget.
         count: good images.
-        distances_proven: whether the proof for leave-one-out scores of k-NN covers the model.
+        k_nn: whether scores are k-NN distances, by a transform that learns nothing.
         products: whether it has several products.
     """
     measured = "measured, not proven (docs/calibration.md)"
@@ -233,7 +229,7 @@ def guarantee(
     if products:
         return f"{measured}; split proves it for each product"
     if method.name == "leave-one-out":
-        return "proven for k-NN distances" if distances_proven else f"{measured}; split proves it"
+        return "proven for k-NN distances" if k_nn else f"{measured}; split proves it"
     return (
         f"proven is at most {method.bound(budget, count):.3g} at this budget; "
         f"the budget itself is {measured}"

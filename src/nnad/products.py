@@ -29,6 +29,29 @@ def parse_products(products: str | int | None) -> str | int | None:
     return products
 
 
+def bank_products(
+    products: str | int,
+    names: Sequence[str],
+    rows: NDArray[np.int64],
+    features: NDArray[np.float32],
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The product (B,) of each row of a bank, and the products' names.
+
+    Args:
+        products: `folders`, or the number of clusters.
+        names: (N,) of all good images.
+        rows: (B,) which of them are in the bank.
+        features: (B, D) of the bank.
+
+    Raises:
+        InputError: see the two functions below.
+    """
+    if isinstance(products, int):
+        return products_by_cluster(features, products)
+    of_images, product_names = products_by_folder(names)
+    return of_images[rows], product_names
+
+
 def products_by_folder(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """The product (N,) of each image, and the products' names: of the folders that hold them.
 
