@@ -87,7 +87,7 @@ class FromGram:
 
     def _score(self, queries: Rows, sq_dists: Scores, left_out: int = 0) -> Scores:
         if self._operator == "knn":
-            return np.partition(sq_dists, 1, axis=1)[:, :2].mean(axis=1)
+            return np.asarray(np.partition(sq_dists, 1, axis=1)[:, :2].mean(axis=1))
         count = min(N_LOCAL, len(self._bank) - left_out)
         near = np.argpartition(sq_dists, count - 1, axis=1)[:, :count]
         order = np.take_along_axis(sq_dists, near, 1).argsort(axis=1)
