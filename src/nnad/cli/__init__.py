@@ -32,7 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (fit, score, explain, evaluate, add, remove, budget, undo, log, preflight, info, demo):
+for _command in (
+    fit,
+    score,
+    explain,
+    evaluate,
+    add,
+    remove,
+    budget,
+    undo,
+    log,
+    preflight,
+    info,
+    demo,
+):
     app.command()(_command)
 
 
