@@ -15,6 +15,8 @@ from PIL import Image
 from nnad import BudgetError, CallableBackbone, Detector, InputError
 from nnad.budgets import Stream, within_fdr
 from nnad.conformal import Method
+from nnad.evidence import explain
+from nnad.evidence_sheet import evidence_sheet
 
 NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
 METHODS = ["leave-one-out", "split", "split:0.25", "cross", "jackknife+"]
@@ -211,7 +213,31 @@ def test_score_a_stream(folder, tmp_path):
         "score", model, images[-1], images[-2], "--stream", tmp_path / "quiet.json", "--fdr", 0.17
     )
     assert "no further image can be an anomaly" in done.stderr
-    assert nnad("score", model, images[0], "--stream", images[0]).returncode == 2
-    (tmp_path / "other.json").write_text("[]")
-    done = nnad("score", model, images[0], "--stream", tmp_path / "other.json")
-    assert (done.returncode, "not the state of a stream" in done.stderr) == (2, True)
+    done = nnad("score", model, images[0], "--stream", images[0])
+    assert (done.returncode, "is an input" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("products", [None, "folders"])
+@pytest.mark.parametrize("method", METHODS)
+def test_explanations_agree_with_results(method, products, folder, tmp_path):
+    detector = Detector(BACKBONE, calibration=method, products=products).fit(folder / "good")
+    images = [folder / "new", folder / "odd", folder / "good" / "disc"]
+    explained = explain(detector, images, false_alarms=0.3)
+    scores = dict(
+        zip(detector.scorer.calibrating.tolist(), detector.calibration.good_scores, strict=True)
+    )
+    for e, r in zip(explained, detector.score(images, false_alarms=0.3), strict=True):
+        assert (e.score, e.p_value, e.is_anomaly) == (r.score, r.p_value, r.is_anomaly)
+        assert [(n.name, n.distance) for n in e.nearest] == [
+            (n.name, n.distance) for n in r.nearest
+        ]
+        for near in e.nearest:
+            assert near.score == scores.get(detector.names.index(near.name))
+        for good in e.closest:
+            assert good.score == scores[detector.names.index(good.name)]
+        if method in ("cross", "jackknife+"):
+            assert e.threshold is None
+        else:
+            assert (e.score > e.threshold) == e.is_anomaly
+            assert e.p_value == (1 + e.good_images - e.higher_than) / (e.good_images + 1)
+    evidence_sheet(explained, detector.calibration.good_scores, str(tmp_path / "s.png"))

@@ -43,15 +43,20 @@ class Calibration:
     products: NDArray[np.int64] | None = None
     product_names: tuple[str, ...] = ("",)
 
+    def of_product(self, product: int) -> NDArray[np.bool_]:
+        """(n,) which good scores are of a product."""
+        if self.products is None:
+            return np.ones(len(self.good_scores), dtype=bool)
+        return np.asarray(self.products == product)
+
     @cached_property
     def _sorted(self) -> list[list[NDArray[np.float64]]]:
         """Ascending good scores of each product and fold."""
         none = np.zeros(len(self.good_scores), dtype=np.int64)
         folds = none if self.folds is None else self.folds
-        products = none if self.products is None else self.products
         return [
             [
-                np.sort(self.good_scores[(products == product) & (folds == fold)])
+                np.sort(self.good_scores[self.of_product(product) & (folds == fold)])
                 for fold in range(folds.max(initial=0) + 1)
             ]
             for product in range(len(self.product_names))

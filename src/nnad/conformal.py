@@ -127,6 +127,10 @@ class Method:
             return np.flatnonzero(self.scored_by(features) < 0)
         return np.arange(len(features))
 
+    def calibrating_rows(self, features: NDArray[Any]) -> NDArray[np.int64]:
+        """Which of the good features (N, D) calibrate, in order: all, but for `split`."""
+        return np.flatnonzero(self.scored_by(features) >= 0)
+
     def bound(self, budget: float, count: int) -> float:
         """What is proven of the false-alarm rate for any operator, with so many good images.
 

@@ -51,7 +51,8 @@ class Scorer:
         names: (N,) of the good images, for `folders`.
 
     Attributes: `rows` (B,), which good images are in the `bank` of transformed features;
-    `operator`; `calibration`; `products` (B,) of the rows of the bank, or None.
+    `operator`; `calibration`, and `calibrating` (n,), which good images its scores are of;
+    `products` (B,) of the rows of the bank, or None.
 
     Raises:
         InputError: too few or too many images for the method, or for a product.
@@ -72,7 +73,7 @@ class Scorer:
             return Fitted(good, transform, operator)
 
         self._transform, self._method, self._asked_products = transform, method, products
-        self.rows = method.bank_rows(features)
+        self.rows, self.calibrating = method.bank_rows(features), method.calibrating_rows(features)
         good = features if len(self.rows) == len(features) else features[self.rows]
         learnt = (known.graph, known.operator_state) if known else ()
         self._main = Fitted(good, transform, operator, *learnt)
@@ -125,7 +126,7 @@ class Scorer:
                 names=names,
             )
         new = copy.copy(self)
-        new.rows = np.arange(len(features))
+        new.rows = new.calibrating = np.arange(len(features))
         new._main = self._main.edited(features, old_rows)
         new._calibrate(features, names)
         return new
