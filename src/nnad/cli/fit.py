@@ -16,6 +16,13 @@ def fit(
     ],
     model: Annotated[Path, typer.Option(help="The folder to save the model in.")],
     false_alarms: FalseAlarms = None,
+    calibration: Annotated[
+        str, typer.Option(help="leave-one-out, split, cross or jackknife+: what is promised.")
+    ] = "leave-one-out",
+    products: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Several products: folders, or a number of clusters."),
+    ] = None,
     backbone: Annotated[
         str,
         typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),
@@ -106,6 +113,8 @@ def fit(
         operator=scorer,
         k=k,
         false_alarms=false_alarms,
+        calibration=calibration,
+        products=products,
         precision=precision,
     )
     tell_passed_over(good)
