@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from nnad.calibrate import Calibration
 from nnad.history import History
 from nnad.model_file import Saved, read_model
 from nnad.model_writing import locked, replace_model
@@ -89,9 +90,8 @@ def changed(saved: Saved) -> Saved:
     known = saved.known
     count = len(history.rows)
     graph = type(known.graph)(known.graph.sq_dists[:count], known.graph.rows[:count] * 0)
-    return Saved(
-        saved.settings, saved.encoders, history, Known(graph, {}, known.good_scores[:count])
-    )
+    calibration = Calibration(known.calibration.good_scores[:count])
+    return Saved(saved.settings, saved.encoders, history, Known(graph, {}, calibration, None))
 
 
 def steps(model: Path) -> int:

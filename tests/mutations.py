@@ -184,7 +184,7 @@ def model_seed() -> dict[str, bytes]:
     history = History.begin(names[:4], features[:4], "me")
     history = history.add(names[4:], features[4:], "", "me").remove(names[1:3], "", "me")
     history = history.undo("", "me").set_budget(None, 0.2, "", "me")
-    scorer = Scorer(features, "root", operator)
+    scorer = Scorer(features, "root", operator, products=2)
     saved = model_file.Saved(
         settings={
             "nnad": "0",
@@ -194,11 +194,14 @@ def model_seed() -> dict[str, bytes]:
             "operator": {"name": "knn", "settings": settings(operator)},
             "reason": "as asked for",
             "false_alarms": None,
+            "calibration": "leave-one-out",
+            "products": 2,
+            "product_names": scorer.calibration.product_names,
             "export": None,
         },
         encoders=backbone.networks,
         history=history,
-        known=Known(scorer.bank.graph, {}, scorer.calibration.good_scores),
+        known=Known(scorer.bank.graph, {}, scorer.calibration, scorer.products),
     )
     with tempfile.TemporaryDirectory() as folder:
         model_writing.write_model(Path(folder, "m"), saved)

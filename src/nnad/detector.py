@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from nnad import saving
 from nnad.backbones import Backbone, Run, load_backbone
-from nnad.calibrate import Calibration
+from nnad.budgets import fewest_alarms, within_fdr
+from nnad.calibrate import Calibration, within
+from nnad.conformal import Method
 from nnad.embedding import Embedded, embed, extracted, warn_of_twins
 from nnad.errors import ImageError, InputError
 from nnad.export_check import check_export
@@ -22,7 +24,8 @@ from nnad.int8 import PRECISIONS, quantized
 from nnad.model_writing import write_model
 from nnad.operators import Operator, make_operator, operator_name
 from nnad.operators.arguments import check_amount, check_count
-from nnad.results import Neighbor, Result
+from nnad.products import parse_products
+from nnad.results import Neighbor, Result, decided
 from nnad.scorer import Scorer
 from nnad.sources import (
     calibration_sample,
@@ -52,6 +55,11 @@ class Detector:
         k: the operator's neighbours, if the operator is given by name; its own default otherwise.
         false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
             or 1 / (n + 1) when there are too few good images (n < 99) for that.
+        calibration: where p-values come from, and what is promised: `leave-one-out`, `split`,
+            `cross` or `jackknife+`, see `nnad.conformal`; `split:0.25` lets a quarter of the good
+            images calibrate, `cross:10` makes 10 folds.
+        products: for good images of several products, each with a calibration of its own:
+            `folders`, named by the folder that holds an image, or the number of k-means clusters.
         precision: `float32`, or `int8`: `fit` first makes an int8 copy of the backbone, calibrated
             on at most 100 of the good images, see `nnad.int8`. A loaded model keeps its copy.
         workers: threads that decode and embed; one a core by default.
@@ -74,6 +82,8 @@ class Detector:
         operator: str | Operator = "auto",
         k: int | None = None,
         false_alarms: float | None = None,
+        calibration: str = "leave-one-out",
+        products: str | int | None = None,
         precision: str = "float32",
         workers: int | None = None,
     ) -> None:
@@ -94,6 +104,8 @@ class Detector:
         self.transform = self._asked_transform = transform
         self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
+        self.method = Method.parse(calibration)
+        self.products = parse_products(products)
         self.asked_false_alarms = _checked_budget(false_alarms)
         self.skipped: tuple[Result, ...] = ()
         self.export: dict[str, float] | None = None
@@ -170,7 +182,8 @@ class Detector:
         if total is not None:
             named = without_repeats(named)
             total = len(named)
-            self._check_budget(total)
+            self.method.check(total)
+            self._check_budget(Calibration(np.empty(self.method.calibrating(total))))
         backbone = self.backbone
         if self._float_backbone:
             sample, named = calibration_sample(named, total)
@@ -185,8 +198,16 @@ class Detector:
         fitted = copy.copy(self)  # what fails below leaves this detector as it was
         fitted.backbone, fitted.skipped = backbone, skipped
         if self._asked_transform == "auto":
-            fitted.transform = usual_transform(features)
-        scorer = Scorer(features, fitted.transform, self.operator)
+            fitted.transform = usual_transform(features[self.method.bank_rows(features)])
+        scorer = Scorer(
+            features,
+            fitted.transform,
+            self.operator,
+            method=self.method,
+            products=self.products,
+            names=names,
+        )
+        self._check_budget(scorer.calibration)
         fitted.set_fitted(scorer, History.begin(names, features, by))
         fitted.export = (
             check_export(backbone, first, lambda new: scorer.score(new).scores) if first else None
@@ -274,7 +295,7 @@ class Detector:
         before = self.asked_false_alarms
         changed = copy.copy(self)
         changed.asked_false_alarms = _checked_budget(false_alarms)
-        changed._check_budget(len(self.names))
+        changed._check_budget(self.calibration)
         changed._history = self.history.set_budget(before, false_alarms, reason, by)
         self.__dict__ = changed.__dict__
         return self.log[-1]
@@ -290,7 +311,7 @@ class Detector:
         if last.action == "budget" and last.budgets:
             changed = copy.copy(self)
             changed.asked_false_alarms = last.budgets[0]
-            changed._check_budget(len(self.names))
+            changed._check_budget(self.calibration)
             changed._history = self.history.undo(reason, by)
         else:
             changed = self._change(self.history.undo(reason, by))
@@ -300,10 +321,11 @@ class Detector:
     def _change(self, history: History) -> Self:
         """This detector with other good images."""
         self._check_count(len(history.rows))
-        self._check_budget(len(history.rows))
         changed = copy.copy(self)
         old_rows = self.history.old_rows(history.rows)
-        changed.set_fitted(self.scorer.edited(history.features(), old_rows), history)
+        scorer = self.scorer.edited(history.features(), old_rows, history.names)
+        self._check_budget(scorer.calibration)
+        changed.set_fitted(scorer, history)
         return changed
 
     def score(
@@ -311,10 +333,29 @@ class Detector:
         images: Source | Iterable[Source],
         *,
         false_alarms: float | None = None,
+        fdr: float | None = None,
         progress: bool = False,
     ) -> list[Result]:
-        """Score images; one result each, in order. See `iter_scores`."""
-        return list(self.iter_scores(images, false_alarms=false_alarms, progress=progress))
+        """Score images; one result each, in order.
+
+        Args:
+            images: see `iter_scores`.
+            false_alarms: see `iter_scores`.
+            fdr: decide on all images together instead: on average at most this fraction of those
+                that are called anomalies is good, see `nnad.budgets.within_fdr`.
+            progress: see `iter_scores`.
+
+        Raises:
+            InputError: as `iter_scores`, or both a budget and `fdr` are given.
+            BudgetError: the good images cannot support the budget, or `fdr`.
+        """
+        if fdr is None:
+            return list(self.iter_scores(images, false_alarms=false_alarms, progress=progress))
+        if false_alarms is not None:
+            raise InputError("give false_alarms or fdr, not both")
+        fewest_alarms(1, self.calibration.smallest_budget, fdr)
+        results = list(self.iter_scores(images, progress=progress))
+        return decided(results, lambda p_values: within_fdr(p_values, fdr))
 
     def iter_scores(
         self,
@@ -336,11 +377,11 @@ class Detector:
             BudgetError: the good images cannot support the budget.
         """
         budget = self.false_alarms if false_alarms is None else false_alarms
-        threshold = self.calibration.threshold(budget)
+        self.calibration.check(budget)
         named, total = named_images(images)
         shown = "images" if progress else None
         features = extracted(named, total, self.backbone, self.workers, shown)
-        return self._results(features, threshold, chunk=1 if total is None else _CHUNK)
+        return self._results(features, budget, chunk=1 if total is None else _CHUNK)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder, see `nnad.model_file`.
@@ -379,25 +420,26 @@ class Detector:
         self._scorer, self._history = scorer, history
         self.operator = scorer.operator
 
-    def _check_budget(self, count: int) -> None:
+    def _check_budget(self, calibration: Calibration) -> None:
         if self.asked_false_alarms is not None:
-            Calibration(np.empty(count)).check(self.asked_false_alarms)
+            calibration.check(self.asked_false_alarms)
 
     def _check_count(self, count: int, skipped: tuple[Result, ...] = ()) -> None:
         needed = max(4, getattr(self.operator, "k", 1) + 1)
         if count < needed:
             reason = f" ({skipped[0].error})" if skipped else ""
             raise InputError(f"too few good images: {count}; {needed} are needed{reason}")
+        self.method.check(count)
 
     def _results(
         self,
         extracted: Iterator[tuple[str, NDArray[np.float32] | ImageError]],
-        threshold: float,
+        budget: float,
         chunk: int,
     ) -> Iterator[Result]:
         while some := list(islice(extracted, chunk)):
             good = [feature for _, feature in some if not isinstance(feature, ImageError)]
-            scored = iter(self._score_features(np.stack(good), threshold) if good else ())
+            scored = iter(self._score_features(np.stack(good), budget) if good else ())
             for name, feature in some:
                 if isinstance(feature, ImageError):
                     yield Result(name, error=str(feature))
@@ -405,17 +447,19 @@ class Detector:
                     yield Result(name, *next(scored))
 
     def _score_features(
-        self, features: NDArray[np.float32], threshold: float
-    ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...]]]:
-        """Features (Q, D) -> score, p-value, decision and evidence of each."""
-        scores, p_values, found = self.scorer.score(features)
+        self, features: NDArray[np.float32], budget: float
+    ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...], str | None]]:
+        """Features (Q, D) -> score, p-value, decision, evidence and product of each."""
+        scores, p_values, found, products = self.scorer.score(features)
         distances = np.sqrt(found.sq_dists)
         for i in range(len(features)):
             nearest = tuple(
                 Neighbor(self.names[row], float(distance))
                 for row, distance in zip(found.rows[i], distances[i], strict=True)
             )
-            yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
+            product = self.calibration.product_names[products[i]] or None
+            is_anomaly = within(float(p_values[i]), budget)
+            yield float(scores[i]), float(p_values[i]), is_anomaly, nearest, product
 
 
 def _checked_budget(false_alarms: float | None) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.backbones import Backbone
+from nnad.calibrate import within
 from nnad.detector import Detector
 from nnad.embedding import extracted
 from nnad.errors import ImageError, InputError
@@ -35,18 +36,18 @@ class NearGood:
         name: its path.
         distance: Euclidean, of the transformed features.
         usual: from this good image to its own nearest other good image: what is usual there.
-        score: the leave-one-out score of this good image.
+        score: that of this good image by the others; None if it is in the bank only (`split`).
     """
 
     name: str
     distance: float
     usual: float
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredGood:
-    """A good image and its leave-one-out score."""
+    """A good image that calibrates, and its score by others."""
 
     name: str
     score: float
@@ -93,9 +94,10 @@ class Explanation:
             every budget of `p_value` or more: there the decision flips.
         budget: the false-alarm budget of the decision.
         smallest_budget: 1 / (n + 1), the smallest that n good images support.
-        threshold: the score above which images are anomalies at that budget.
-        higher_than: how many good images have a lower leave-one-out score,
-        good_images: of how many.
+        threshold: the score above which images are anomalies at that budget; None where each fold
+            has its own (`cross`, `jackknife+`).
+        higher_than: how many good images that calibrate have a lower score,
+        good_images: of how many; in a model of several products, those of the image's.
         closest: the good images with the closest scores, closest first.
         nearest: the nearest good images, nearest first.
         features: those that added most, largest first; empty when the operator or a score of 0
@@ -186,9 +188,11 @@ def _explanation(
     operator, calibration = scorer.operator, scorer.calibration
     scored = scorer.score(feature[None])
     query = scorer.transformed(feature[None])[0]  # (D,)
-    score, good_scores = float(scored.scores[0]), calibration.good_scores  # (N,)
+    score, product = float(scored.scores[0]), int(scored.products[0])
+    peers = calibration.of_product(product)
+    good_scores, rows = calibration.good_scores[peers], scorer.calibrating[peers]  # (n,)
     closest = np.argsort(np.abs(good_scores - score), kind="stable")[:_CLOSEST]
-    threshold = calibration.threshold(budget)
+    has_threshold = calibration.folds is None
     shares, note = None, None
     try:
         shares = operator.by_feature(query)
@@ -200,13 +204,13 @@ def _explanation(
         name,
         score=score,
         p_value=float(scored.p_values[0]),
-        is_anomaly=score > threshold,
+        is_anomaly=within(float(scored.p_values[0]), budget),
         budget=budget,
-        smallest_budget=calibration.smallest_budget,
-        threshold=threshold,
+        smallest_budget=1 / (len(good_scores) + 1),
+        threshold=calibration.threshold(budget, product) if has_threshold else None,
         higher_than=int((good_scores < score).sum()),
         good_images=len(good_scores),
-        closest=tuple(ScoredGood(names[i], float(good_scores[i])) for i in closest),
+        closest=tuple(ScoredGood(names[rows[i]], float(good_scores[i])) for i in closest),
         nearest=_nearest(scorer, names, scored.nearest),
         features=() if shares is None else _features(scorer, names, labels, query, shares / score),
         features_for_half=None if shares is None else _for_half(shares),
@@ -217,11 +221,11 @@ def _explanation(
 
 def _nearest(scorer: Scorer, names: tuple[str, ...], found: Neighbors) -> tuple[NearGood, ...]:
     rows, distances = found.rows[0], np.sqrt(found.sq_dists[0])
-    usual = np.sqrt(scorer.bank.others(1, rows).sq_dists[:, 0])
-    scores = scorer.calibration.good_scores[rows]
+    usual = np.sqrt(scorer.bank.others(1, np.searchsorted(scorer.rows, rows)).sq_dists[:, 0])
+    scores = dict(zip(scorer.calibrating.tolist(), scorer.calibration.good_scores, strict=True))
     return tuple(
-        NearGood(names[row], float(distance), float(own), float(score))
-        for row, distance, own, score in zip(rows, distances, usual, scores, strict=True)
+        NearGood(names[row], float(distance), float(own), scores.get(row))
+        for row, distance, own in zip(rows.tolist(), distances, usual, strict=True)
     )
 
 
@@ -248,7 +252,7 @@ def _features(
                 float(shares[index]),
                 *(float(value), float(low), float(high)),
                 percentile=float(100 * lower / len(good)),
-                similar=tuple(names[row] for row in similar),
+                similar=tuple(names[scorer.rows[row]] for row in similar),
             )
         )
     return tuple(told)

@@ -20,7 +20,7 @@ _ROW = SIDE + CAPTION + MARGIN + _STRIP + 2 * MARGIN
 _GREY = (150, 150, 150)
 _LEGEND = (
     "Usual here: the distance of that good image to its own nearest one.",
-    "Grey bars: scores of the good images, each by the others alone. Red dashes: the threshold.",
+    "Grey bars: scores of the good images, each by others alone. Red dashes: the threshold.",
 )
 _TOP = len(_LEGEND) * _LINE + 2 * MARGIN
 
@@ -68,9 +68,9 @@ def axis_of(
     good_scores: NDArray[np.float64], explanations: Sequence[Explanation]
 ) -> tuple[float, float]:
     """The lowest and highest score on the axis."""
-    threshold = explanations[0].threshold or 0
-    low = min(float(good_scores.min()), threshold)
-    high = max(float(good_scores.max()), threshold)
+    thresholds = [e.threshold for e in explanations if e.threshold is not None]
+    low = min([float(good_scores.min()), *thresholds])
+    high = max([float(good_scores.max()), *thresholds])
     room = (high - low) or abs(high) or 1.0
     scores = [_score(e) for e in explanations]
     return max(min(low, *scores), low - room), min(max(high, *scores), high + room)
@@ -115,11 +115,12 @@ def _draw_strip(
             draw.rectangle((place(start), base - tall, place(stop) - 2, base), fill=_GREY)
     draw.line((left, base, right, base), fill=INK)
 
-    threshold = explanation.threshold or 0
-    at = place(threshold)
-    for dash in range(y + _LINE, base, 6):
-        draw.line((at, dash, at, dash + 3), fill=RED)
-    taken = _write(draw, f"threshold {threshold:.4g}", at, base + 2, RED)
+    taken = (0.0, 0.0)
+    if explanation.threshold is not None:
+        at = place(explanation.threshold)
+        for dash in range(y + _LINE, base, 6):
+            draw.line((at, dash, at, dash + 3), fill=RED)
+        taken = _write(draw, f"threshold {explanation.threshold:.4g}", at, base + 2, RED)
     for score, end in ((low, left), (high, right)):
         text = f"{score:.4g}"
         half = FONT.getlength(text)

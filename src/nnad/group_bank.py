@@ -9,7 +9,6 @@ members than M count as they are: the safe side for the mean and the trace, whos
 M, but not for the maximum, which grows with it.
 """
 
-import copy
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.calibrate import Calibration
-from nnad.graph import unknown
+from nnad.fitted import Fitted
 from nnad.group_pooling import pooled, spread_parts, trace_of_covariance, without_each
-from nnad.neighbors import Bank
 from nnad.operators import Operator
 from nnad.results import Neighbor
-from nnad.scorer import Known, Scorer
+from nnad.scorer import EVIDENCE
 
 Points = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -49,7 +47,7 @@ class GroupBank:
         good_scores: the left-out scores (G,) of the groups in full, if known.
         operator_state: what the operator would be slow to find again, if known.
 
-    Attributes: `scorer`, of the pooled features; None for `trace`.
+    Attributes: `fitted`, the operator on pooled features; None for `trace`.
     """
 
     def __init__(
@@ -64,21 +62,14 @@ class GroupBank:
         operator_state: dict[str, NDArray[Any]] | None = None,
     ) -> None:
         self.names, self.points, self.pooling, self.seed = names, points, pooling, seed
-        self.scorer: Scorer | None = None
+        self.fitted: Fitted | None = None
         if operator is not None:
             pairs = zip(names, points, strict=True)
             pools = np.stack([self.pooled(name, group) for name, group in pairs])  # (G, P)
-            known = None
-            if good_scores is not None:
-                known = Known(unknown(len(names), 0), operator_state or {}, good_scores)
-            self.scorer = Scorer(pools, "raw", operator, known)
-            full = self.scorer.calibration
-        elif good_scores is not None:
-            full = Calibration(good_scores)
-        else:
-            full = Calibration(np.array([trace_of_covariance(group) for group in points]))
+            self.fitted = Fitted(pools, "raw", operator, operator_state=operator_state)
         self.largest = max(map(len, points))
-        self._calibrations = {self.largest: full}
+        full = self._left_out_scores() if good_scores is None else good_scores
+        self._calibrations = {self.largest: Calibration(full)}
 
     def pooled(self, name: str, points: Points) -> Points:
         """(M, D) -> (P,), the pooled feature of a group of that name."""
@@ -88,23 +79,23 @@ class GroupBank:
 
     def compare(self, name: str, points: Points) -> Compared:
         """Score a new group (M, D); M >= 2 for `trace`."""
-        if self.scorer is None:
+        if self.fitted is None:
             return of_spread(points)
         query = self.pooled(name, points)[None]  # (1, P)
-        scores, _, found = self.scorer.score(query)
-        score = float(scores[0])
+        score = float(self.fitted.score(query)[0])
+        found = self.fitted.bank.nearest(query, min(EVIDENCE, len(self.names)))
         nearest = tuple(
             Neighbor(self.names[row], float(distance))
             for row, distance in zip(found.rows[0], np.sqrt(found.sq_dists[0]), strict=True)
         )
         if self.pooling == "concat":
-            step = query[0].astype(np.float64) - self.scorer.bank.features[found.rows[0, 0]]
+            step = query[0].astype(np.float64) - self.fitted.bank.features[found.rows[0, 0]]
             parts = np.empty(len(points))
             parts[self._order(name, len(points))] = np.square(step.reshape(points.shape)).sum(1)
         elif len(points) == 1:
             parts = np.array([score])
         else:
-            parts = score - self.scorer.score(without_each(points, self.pooling)).scores
+            parts = score - self.fitted.score(without_each(points, self.pooling))
         return Compared(score, parts, nearest)
 
     def calibration(self, size: int) -> Calibration:
@@ -118,14 +109,20 @@ class GroupBank:
             self._calibrations[size] = Calibration(np.array(scores))
         return self._calibrations[size]
 
+    def _left_out_scores(self) -> Scores:
+        """(G,) the score of each good group in full, as if it were not there."""
+        if self.fitted is None:
+            return np.array([trace_of_covariance(group) for group in self.points])
+        return self.fitted.operator.left_out_scores()
+
     def _cut_score(self, row: int, size: int) -> float:
         points = self.points[row]
         points = points[self._order(self.names[row], len(points))[:size]]
-        if self.scorer is None:
+        if self.fitted is None:
             return trace_of_covariance(points)
-        others = Bank(np.delete(self.scorer.bank.features, row, axis=0))
-        operator = copy.copy(self.scorer.operator).fit(others)
-        return float(operator.score(pooled(points, self.pooling)[None])[0])
+        others = np.delete(self.fitted.bank.features, row, axis=0)
+        without = Fitted(others, "raw", self.fitted.operator)
+        return float(without.score(pooled(points, self.pooling)[None])[0])
 
     def _order(self, name: str, count: int) -> NDArray[np.int64]:
         """Members in an order that depends on nothing but the seed and the group's name."""

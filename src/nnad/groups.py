@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from nnad import __version__
 from nnad.backbones import Backbone, Run, check_device, from_settings
 from nnad.calibrate import Calibration
+from nnad.conformal import LEAVE_ONE_OUT
 from nnad.detector import Detector
 from nnad.embedding import extracted
 from nnad.errors import BudgetError, ImageError, ImageWarning, InputError, ModelError, counted
@@ -204,6 +205,8 @@ class GroupDetector:
             "transform": self.transform,
             "operator": self.operator
             and {"name": operator_name(self.operator), "settings": settings(self.operator)},
+            "calibration": str(LEAVE_ONE_OUT),
+            "products": None,
             "false_alarms": self.asked_false_alarms,
             "groups": {
                 "pooling": self.pooling,
@@ -212,10 +215,12 @@ class GroupDetector:
                 "sizes": self.sizes,
             },
         }
+        of_members = np.repeat(self.calibration.good_scores, self.sizes)  # (N,) of their groups
         known = Known(
             graph=unknown(len(self.members), 0),
             operator_state=getattr(self.operator, "state", dict)(),
-            good_scores=np.repeat(self.calibration.good_scores, self.sizes),  # (N,) of their groups
+            calibration=Calibration(of_members),
+            products=None,
         )
         history = History.begin(self.members, self.features, None)
         saved = Saved(told, self.backbone.networks, history, known)
@@ -273,7 +278,7 @@ class GroupDetector:
                 members,
                 features,
                 operator_state=saved.known.operator_state,
-                good_scores=saved.known.good_scores[np.cumsum((0, *sizes[:-1]))],
+                good_scores=saved.known.calibration.good_scores[np.cumsum((0, *sizes[:-1]))],
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = repr(error)[:200]
@@ -336,8 +341,8 @@ class GroupDetector:
         self._bank = GroupBank(
             names, points, pooling=self.pooling, operator=self.operator, seed=self.seed, **found
         )
-        if self._bank.scorer:
-            self.operator = self._bank.scorer.operator
+        if self._bank.fitted:
+            self.operator = self._bank.fitted.operator
 
     def _transformed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         return fit_transform(self.transform, features)(features)

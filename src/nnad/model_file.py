@@ -27,6 +27,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from nnad.calibrate import Calibration
+from nnad.conformal import Method
 from nnad.errors import ModelError
 from nnad.graph import Neighbors
 from nnad.history import UNDOABLE, Change, History, Segment
@@ -83,7 +85,7 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
             learnt |= safetensors.numpy.load(_checked(folder, name))
         stored = sum(len(segment.names) for segment in segments)
         history = History(segments, _read_log(changes, stored))
-        known = _checked_known(state, len(history.rows), learnt)
+        known = _checked_known(state, history, learnt, content["settings"])
         encoders = [_checked(folder, name) for name in content["encoder"]]
         return Saved(content["settings"], encoders, history, known)
     except (
@@ -95,7 +97,8 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
         RecursionError,
         SafetensorError,
     ) as error:
-        raise ModelError(f"{folder}: damaged or not written by nnad: {error}") from error
+        reason = str(error)[:200]
+        raise ModelError(f"{folder}: damaged or not written by nnad: {reason}") from error
 
 
 def _read_segment(file: str, content: bytes) -> Segment:
@@ -112,18 +115,41 @@ def _read_segment(file: str, content: bytes) -> Segment:
 
 
 def _checked_known(
-    state: dict[str, NDArray[Any]], count: int, learnt: dict[str, NDArray[Any]]
+    state: dict[str, NDArray[Any]],
+    history: History,
+    learnt: dict[str, NDArray[Any]],
+    settings: dict[str, Any],
 ) -> Known:
+    method = Method.parse(settings["calibration"])
+    method.check(len(history.rows))
+    features = history.features()
+    count = len(method.bank_rows(features))
     scores, rows, dists = (state[name] for name in ("good_scores", "graph_rows", "graph_sq_dists"))
-    if scores.shape != (count,) or scores.dtype != np.float64 or not np.isfinite(scores).all():
-        raise ValueError("the good images' scores are not a finite number for each")
+    calibrating = method.calibrating(len(features))
+    if scores.shape != (calibrating,) or scores.dtype != np.float64:
+        raise ValueError("the good images' scores are not a number for each")
+    if not np.isfinite(scores).all():
+        raise ValueError("the good images' scores are not finite")
     if rows.shape != dists.shape or rows.ndim != 2 or len(rows) != count:
         raise ValueError("the neighbours are not a list for each good image")
     if rows.dtype != np.int32 or dists.dtype != np.float64 or np.isnan(dists).any():
         raise ValueError("the neighbours are not rows and distances")
     if rows.size and not -1 <= rows.min() <= rows.max() < count:
         raise ValueError("a neighbour is not among the good images")
-    return Known(Neighbors(dists, rows.astype(np.int64)), learnt, scores)
+    graph = Neighbors(dists, rows.astype(np.int64))
+    folds = method.scored_by(features) if method.has_folds else None
+    if settings["products"] is None:
+        return Known(graph, learnt, Calibration(scores, folds), None)
+    names = tuple(settings["product_names"])
+    for name, size in (("categories", calibrating), ("products", count)):
+        if state[name].shape != (size,) or state[name].dtype != np.int64:
+            raise ValueError("the products are not a number for each good image")
+        if not 0 <= state[name].min() <= state[name].max() < len(names):
+            raise ValueError("a product has no name")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of the products are not text")
+    calibration = Calibration(scores, folds, state["categories"], names)
+    return Known(graph, learnt, calibration, state["products"])
 
 
 def _read_log(told: Any, stored: int) -> tuple[Change, ...]:

@@ -122,10 +122,13 @@ def _write(folder: Path, saved: Saved) -> None:
 
     history, known = saved.history, saved.known
     state: dict[str, NDArray[Any]] = {
-        "good_scores": known.good_scores,
+        "good_scores": known.calibration.good_scores,
         "graph_rows": known.graph.rows.astype(np.int32),
         "graph_sq_dists": known.graph.sq_dists,
     }
+    if known.products is not None and known.calibration.products is not None:
+        state["categories"] = known.calibration.products
+        state["products"] = known.products
     log = json.dumps([asdict(change) for change in history.changes], indent=1).encode()
     content = {
         "settings": saved.settings,

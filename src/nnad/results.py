@@ -1,6 +1,11 @@
 """What is told of a scored image or group."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class Result:
             p-value of p or less.
         is_anomaly: whether the p-value is within the false-alarm budget.
         nearest: the nearest good images, nearest first: the reason for the decision.
+        product: in a model of several products, that of the nearest good image.
         error: why the image could not be read, or None; with an error all else is None or empty.
 
     A score can be compared with those of the same model only; a p-value with any.
@@ -32,7 +38,17 @@ class Result:
     p_value: float | None = None
     is_anomaly: bool | None = None
     nearest: tuple[Neighbor, ...] = ()
+    product: str | None = None
     error: str | None = None
+
+
+def decided(
+    results: Sequence[Result], decide: Callable[[NDArray[np.float64]], NDArray[Any]]
+) -> list[Result]:
+    """The same results, those that could be read decided anew: p-values (M,) -> whether (M,)."""
+    read = np.array([r.p_value for r in results if r.p_value is not None], dtype=np.float64)
+    decisions = iter(decide(read).tolist())
+    return [r if r.p_value is None else replace(r, is_anomaly=next(decisions)) for r in results]
 
 
 @dataclass(frozen=True, slots=True)

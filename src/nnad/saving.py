@@ -27,13 +27,17 @@ def to_saved(detector: "Detector") -> Saved:
         "transform": detector.transform,
         "operator": {"name": operator_name(operator), "settings": settings(operator)},
         "reason": detector.reason,
+        "calibration": str(detector.method),
+        "products": detector.products,
+        "product_names": detector.calibration.product_names,
         "false_alarms": detector.asked_false_alarms,
         "export": detector.export,
     }
     known = Known(
         graph=detector.scorer.bank.graph,
         operator_state=getattr(operator, "state", dict)(),
-        good_scores=detector.calibration.good_scores,
+        calibration=detector.calibration,
+        products=detector.scorer.products,
     )
     return Saved(told, detector.backbone.networks, detector.history, known)
 
@@ -59,13 +63,22 @@ def load(
             backbone,
             transform=saved.settings["transform"],
             operator=make_operator(operator["name"], **operator["settings"]),
+            calibration=saved.settings["calibration"],
+            products=saved.settings["products"],
             false_alarms=saved.settings["false_alarms"],
             workers=workers,
         )
         detector.reason = str(saved.settings["reason"])
         detector.export = saved.settings["export"]
         features = saved.history.features()
-        scorer = Scorer(features, detector.transform, detector.operator, saved.known)
+        scorer = Scorer(
+            features,
+            detector.transform,
+            detector.operator,
+            saved.known,
+            method=detector.method,
+            products=detector.products,
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = repr(error)[:200]
         raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error

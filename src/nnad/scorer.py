@@ -1,20 +1,21 @@
-"""Good features made ready: transform -> bank -> operator -> calibration, and a score for new ones.
+"""Good features -> a fitted model and its calibration; new features -> scores and p-values.
 
 A detector has one for its images; whatever has features of another kind can have one, too.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnad.calibrate import Calibration
-from nnad.crossfit import cross_fitted
+from nnad.conformal import LEAVE_ONE_OUT, Method, calibrate, fold_models
+from nnad.fitted import Fitted
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators import Operator
-from nnad.search_steps import NUMPY
-from nnad.transforms import LEARNT, fit_transform
+from nnad.products import bank_products
 
 EVIDENCE = 3  # nearest good images told for each decision
 
@@ -24,7 +25,8 @@ class Known(NamedTuple):
 
     graph: Neighbors
     operator_state: dict[str, NDArray[Any]]
-    good_scores: NDArray[np.float64]  # (N,)
+    calibration: Calibration
+    products: NDArray[np.int64] | None  # (B,) of the bank's rows
 
 
 class Scored(NamedTuple):
@@ -32,7 +34,8 @@ class Scored(NamedTuple):
 
     scores: NDArray[np.float64]  # (Q,)
     p_values: NDArray[np.float64]  # (Q,)
-    nearest: Neighbors  # (Q, 3 or more), distances of transformed features
+    nearest: Neighbors  # (Q, 3 or more) rows of good images, distances of transformed features
+    products: NDArray[np.int64]  # (Q,) places in the calibration's `product_names`
 
 
 class Scorer:
@@ -43,8 +46,16 @@ class Scorer:
         transform: a name of `nnad.transforms`.
         operator: copied, not changed.
         known: what a saved model knows.
+        method: how the good images calibrate.
+        products: `folders`, the number of clusters, or None for one product.
+        names: (N,) of the good images, for `folders`.
 
-    Attributes: `bank`, of transformed features; `operator`; `calibration`.
+    Attributes: `rows` (B,), which good images are in the `bank` of transformed features;
+    `operator`; `calibration`, and `calibrating` (n,), which good images its scores are of;
+    `products` (B,) of the rows of the bank, or None.
+
+    Raises:
+        InputError: too few or too many images for the method, or for a product.
     """
 
     def __init__(
@@ -53,44 +64,71 @@ class Scorer:
         transform: str,
         operator: Operator,
         known: Known | None = None,
+        *,
+        method: Method = LEAVE_ONE_OUT,
+        products: str | int | None = None,
+        names: Sequence[str] = (),
     ) -> None:
-        self._name = transform
-        self.transformed = fit_transform(transform, features)
-        self.bank = Bank(self.transformed(features))
-        self.operator = copy.copy(operator)
-        if known:
-            self.bank.graph = known.graph
-        if known and known.operator_state:
-            self.operator.restore(self.bank, known.operator_state)  # type: ignore[attr-defined]
-        else:
-            self.operator.fit(self.bank)
-        self.calibration = Calibration(
-            known.good_scores if known else self._left_out_scores(features)
-        )
+        def fit(good: NDArray[np.float32]) -> Fitted:
+            return Fitted(good, transform, operator)
 
-    def edited(self, features: NDArray[np.float32], old_rows: NDArray[np.int64]) -> "Scorer":
+        self._transform, self._method, self._asked_products = transform, method, products
+        self.rows, self.calibrating = method.bank_rows(features), method.calibrating_rows(features)
+        good = features if len(self.rows) == len(features) else features[self.rows]
+        learnt = (known.graph, known.operator_state) if known else ()
+        self._main = Fitted(good, transform, operator, *learnt)
+        self._folds = fold_models(method, features, fit)
+        if known:
+            self.calibration, self.products = known.calibration, known.products
+        else:
+            self._calibrate(features, names)
+
+    @property
+    def bank(self) -> Bank:
+        """Of transformed features (B, D)."""
+        return self._main.bank
+
+    @property
+    def operator(self) -> Operator:
+        """Fitted on the bank."""
+        return self._main.operator
+
+    def transformed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features (Q, D) as the bank's are."""
+        return self._main.transformed(features)
+
+    def edited(
+        self,
+        features: NDArray[np.float32],
+        old_rows: NDArray[np.int64],
+        names: Sequence[str] = (),
+    ) -> "Scorer":
         """What `Scorer(features, ...)` would be, bit for bit, for the price of the change.
 
         Only new rows, and rows that lost a neighbour, are searched. What an operator learns from
         all rows (variances, centres, eigenvectors) is learnt anew, and so are the transforms `log`
-        and `white`; the leave-one-out scores of k-NN cost next to nothing, those of other operators
-        as much as scoring the bank.
+        and `white`, and all where images have parts of their own (`split`, `cross`, `jackknife+`);
+        the leave-one-out scores of k-NN cost next to nothing, those of other operators as much as
+        scoring the bank.
 
         Args:
             features: (N, D) of all good images.
             old_rows: (N,) ascending, the row that each had in this bank, or -1 for a new one.
+            names: (N,) of the good images, for products by folders.
         """
-        if self._name in LEARNT:
-            return Scorer(features, self._name, self.operator)
-        is_new = old_rows < 0
-        transformed = np.empty(features.shape, dtype=np.float32)
-        transformed[~is_new] = self.bank.features[old_rows[~is_new]]
-        transformed[is_new] = self.transformed(features[is_new])
+        if self._method != LEAVE_ONE_OUT:
+            return Scorer(
+                features,
+                self._transform,
+                self.operator,
+                method=self._method,
+                products=self._asked_products,
+                names=names,
+            )
         new = copy.copy(self)
-        kernels = getattr(self.operator, "kernels", NUMPY)
-        new.bank = self.bank.edited(transformed, old_rows, kernels=kernels)
-        new.operator = copy.copy(self.operator).fit(new.bank)
-        new.calibration = Calibration(new._left_out_scores(features))
+        new.rows = new.calibrating = np.arange(len(features))
+        new._main = self._main.edited(features, old_rows)
+        new._calibrate(features, names)
         return new
 
     def score(self, features: NDArray[np.float32]) -> Scored:
@@ -100,16 +138,23 @@ class Scorer:
         needed = min(max(told, getattr(self.operator, "n_local", 1)), len(self.bank))
         found = self.bank.nearest(queries, needed)
         scores = self.operator.score(queries, found)
-        nearest = Neighbors(found.sq_dists[:, :told], found.rows[:, :told])
-        return Scored(scores, self.calibration.p_values(scores), nearest)
+        by_fold = np.stack([fold.score(features) for fold in self._folds] or [scores], axis=1)
+        nearest = found.rows[:, 0]
+        products = np.zeros_like(nearest) if self.products is None else self.products[nearest]
+        return Scored(
+            scores,
+            self.calibration.p_values(by_fold, products),
+            Neighbors(found.sq_dists[:, :told], self.rows[found.rows[:, :told]]),
+            products,
+        )
 
-    def _left_out_scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        if self._name != "white":  # what it learns from all images would know each of them
-            return self.operator.left_out_scores()
-
-        def score(good: NDArray[Any], held_out: NDArray[Any]) -> NDArray[np.float64]:
-            transformed = fit_transform(self._name, good)
-            operator = copy.copy(self.operator).fit(Bank(transformed(good)))
-            return operator.score(transformed(held_out))
-
-        return cross_fitted(features, score)
+    def _calibrate(self, features: NDArray[np.float32], names: Sequence[str]) -> None:
+        product_names: tuple[str, ...] = ("",)
+        self.products = None
+        if self._asked_products is not None:
+            self.products, product_names = bank_products(
+                self._asked_products, names, self.rows, self.bank.features
+            )
+        self.calibration = calibrate(
+            self._method, features, self._main, self._folds, self.products, product_names
+        )

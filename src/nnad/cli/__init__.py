@@ -16,6 +16,7 @@ import typer
 
 from nnad import __version__
 from nnad.cli.demo import demo
+from nnad.cli.evaluate import evaluate
 from nnad.cli.explain import explain
 from nnad.cli.fit import fit
 from nnad.cli.groups import groups
@@ -32,7 +33,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (fit, score, explain, add, remove, budget, undo, log, preflight, info, demo):
+for _command in (
+    fit,
+    score,
+    explain,
+    evaluate,
+    add,
+    remove,
+    budget,
+    undo,
+    log,
+    preflight,
+    info,
+    demo,
+):
     app.command()(_command)
 app.add_typer(groups, name="groups")
 

@@ -79,8 +79,9 @@ def _budgets(e: "Explanation") -> str:
 
 def _scores(e: "Explanation") -> list[str]:
     closest = ", ".join(f"{_short(good.name)} {good.score:.4g}" for good in e.closest)
+    threshold = "" if e.threshold is None else f", threshold {e.threshold:.4g}"
     return [
-        f"score {e.score:.4g}, threshold {e.threshold:.4g}: "
+        f"score {e.score:.4g}{threshold}: "
         f"higher than {e.higher_than} of {counted(e.good_images, 'good image')}",
         f"closest scores: {closest}",
     ]
@@ -89,8 +90,9 @@ def _scores(e: "Explanation") -> list[str]:
 def _nearest(e: "Explanation") -> list[str]:
     lines = ["nearest good images, and how near their own nearest good image is:"]
     for near in e.nearest[:_NEAREST]:
-        twin = near.distance == 0
-        note = f"  the same picture: left out, its score is {near.score:.4g}" if twin else ""
+        note = "  the same picture" if near.distance == 0 else ""
+        if note and near.score is not None:
+            note += f": left out, its score is {near.score:.4g}"
         lines.append(f"   {near.distance:<7.4g} {near.usual:<7.4g} {visible(near.name)}{note}")
     return lines
 

@@ -16,6 +16,13 @@ def fit(
     ],
     model: Annotated[Path, typer.Option(help="The folder to save the model in.")],
     false_alarms: FalseAlarms = None,
+    calibration: Annotated[
+        str, typer.Option(help="leave-one-out, split, cross or jackknife+: what is promised.")
+    ] = "leave-one-out",
+    products: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Several products: folders, or a number of clusters."),
+    ] = None,
     backbone: Backbone = "efficientnet-lite0",
     weights: Annotated[
         Optional[str],  # noqa: UP045
@@ -98,6 +105,8 @@ def fit(
         operator=scorer,
         k=k,
         false_alarms=false_alarms,
+        calibration=calibration,
+        products=products,
         precision=precision,
     )
     tell_passed_over(good)

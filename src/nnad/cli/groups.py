@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from nnad.cli.options import Backbone, Csv, Device, Flips, Geometry, Json, Model
+from nnad.cli.options import Backbone, Csv, Device, Flips, Geometry, Json, Model, fraction
 from nnad.cli.telling import promise, tell_unread, visible
 from nnad.errors import counted
 from nnad.results import Result
@@ -29,7 +29,11 @@ Groups = Annotated[
 
 FalseAlarms = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option(help="The fraction of good groups that may be called anomalies."),
+    typer.Option(
+        parser=fraction,
+        metavar="FRACTION",
+        help="The fraction of good groups that may be called anomalies: 0.01, or 2/100.",
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from nnad.cli.options import Images, Json, Model
+from nnad.cli.options import Images, Json, Model, fraction
 from nnad.cli.telling import promise, tell_passed_over, tell_unread, visible
 from nnad.errors import counted
 
@@ -63,11 +63,8 @@ def budget(
     """Change the false-alarm budget of a model; no image is looked at again."""
     from nnad import living
 
-    try:
-        fraction = None if false_alarms == "default" else float(false_alarms)
-    except ValueError:
-        raise typer.BadParameter("FALSE_ALARMS: a fraction such as 0.01, or default") from None
-    _tell(model, living.change(model, lambda d: d.set_budget(fraction, reason=reason, by=by)))
+    asked = None if false_alarms == "default" else fraction(false_alarms)
+    _tell(model, living.change(model, lambda d: d.set_budget(asked, reason=reason, by=by)))
 
 
 def undo(model: Model, reason: Reason = "", by: By = None) -> None:

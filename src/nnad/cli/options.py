@@ -5,12 +5,24 @@ from typing import Annotated, Optional
 
 import typer
 
+
+def fraction(text: str) -> float:
+    """A number, or `A/N`: at most A alarms in N good images, on average."""
+    alarms, slash, images = text.partition("/")
+    try:
+        return float(alarms) / float(images) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text}: a fraction such as 0.01, or alarms/images") from None
+
+
 Model = Annotated[Path, typer.Argument(help="The model's folder.")]
 Images = Annotated[list[str], typer.Argument(help="Images: files, folders, .zip, lists, globs.")]
 FalseAlarms = Annotated[
     Optional[float],  # noqa: UP045 (typer wants it)
     typer.Option(
-        help="The fraction of good images that may be called anomalies, for example 0.01."
+        parser=fraction,
+        metavar="FRACTION",
+        help="The fraction of good images that may be called anomalies: 0.01, or 2/1000.",
     ),
 ]
 Backbone = Annotated[
