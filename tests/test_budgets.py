@@ -97,9 +97,14 @@ def test_after_its_patience_a_stream_is_silent():
     for good in (60, 500, 20_000):
         smallest = 1 / (good + 1)
         patience = Stream(0.1).patience(smallest)
+        assert not Stream(0.1, seen=patience - 1).silent(smallest)
         assert Stream(0.1, seen=patience - 1).decide(smallest)
+        assert Stream(0.1, seen=patience).silent(smallest)
         assert not Stream(0.1, seen=patience).decide(smallest)
     assert Stream(0.1).patience(1 / 21) == 0
+    Stream(0.1).check(1 / 46)  # 1 / level is 45.7
+    with pytest.raises(BudgetError, match="at least 45 good images"):
+        Stream(0.1).check(1 / 45)
 
 
 def test_a_stream_goes_on_where_it_was_saved(tmp_path):

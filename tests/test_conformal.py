@@ -68,6 +68,7 @@ def test_a_new_image_moves_others_by_one_place_at_most():
     features = cloud(50)
     moved = ranks(features)[:-1] - ranks(features[:-1])
     assert set(moved) == {0, 1}
+    assert (folds_of(features, 5)[:-1] != folds_of(features[:-1], 5)).sum() <= 5
 
 
 def test_copies_are_split_as_any_two_images():
@@ -274,6 +275,14 @@ def test_products_by_cluster():
     np.testing.assert_array_equal(clusters, products)
     order = np.random.default_rng(0).permutation(20)
     np.testing.assert_array_equal(products_by_cluster(features[order], 2)[0], products[order])
+    three = np.repeat([[0.0], [10.0], [20.0]], [3, 6, 9], axis=0).astype(np.float32)
+    three += cloud(18, 1) / 10
+    np.testing.assert_array_equal(products_by_cluster(three, 3)[0], np.repeat([2, 1, 0], [3, 6, 9]))
+    noise = cloud(60)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(60)
+        expected = products_by_cluster(noise, 7)[0][order]
+        np.testing.assert_array_equal(products_by_cluster(noise[order], 7)[0], expected)
     with pytest.raises(InputError, match="products=3: only 1 different"):
         products_by_cluster(np.zeros((5, 2), dtype=np.float32), 3)
 

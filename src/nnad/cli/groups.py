@@ -10,11 +10,10 @@ import typer
 from nnad.cli.options import Backbone, Csv, Device, Flips, Geometry, Json, Model, fraction
 from nnad.cli.telling import promise, tell_unread, visible
 from nnad.errors import counted
-from nnad.results import Result
 
 if TYPE_CHECKING:
     from nnad.groups import GroupDetector
-    from nnad.results import GroupResult
+    from nnad.results import GroupResult, Result
 
 _SHOWN = 20  # ranked groups told on the terminal
 
@@ -191,8 +190,10 @@ def _tell_group(result: "GroupResult", out: Any) -> None:
     )
 
 
-def _errors(result: "GroupResult") -> list[Result]:
+def _errors(result: "GroupResult") -> list["Result"]:
     """Of the group and its members; where it has no score, its own alone."""
+    from nnad.results import Result
+
     if result.error is not None:
         return [Result(result.name, error=result.error)]
     return [Result(m.name, error=m.error) for m in result.members if m.error is not None]
