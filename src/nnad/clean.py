@@ -160,12 +160,12 @@ def _scored(
     rows = np.flatnonzero(kept)
     bank = Bank(features[rows])
     operator = copy.copy(operator).fit(bank)
-    found = bank.nearest(bank.features, 1, exclude=np.arange(len(bank)))
     scores, nearest, sq_dists = np.empty(len(kept)), np.empty(len(kept), int), np.empty(len(kept))
     scores[kept] = operator.left_out_scores()
+    found = bank.others(1)  # known from the scores, for most operators
     nearest[kept], sq_dists[kept] = rows[found.rows[:, 0]], found.sq_dists[:, 0]
     if len(rows) < len(kept):
-        found = bank.nearest(features[~kept], 1)
-        scores[~kept] = operator.score(features[~kept])
+        found = bank.nearest(features[~kept], min(getattr(operator, "k", 1), len(bank)))
+        scores[~kept] = operator.score(features[~kept], found)
         nearest[~kept], sq_dists[~kept] = rows[found.rows[:, 0]], found.sq_dists[:, 0]
     return scores, nearest, np.sqrt(sq_dists)
