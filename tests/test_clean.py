@@ -131,7 +131,7 @@ def test_limit_by_hand():
     scores = np.exp(np.arange(5.0))
     assert math.log(limit(scores, 0.25)) == pytest.approx(3)
     assert math.log(limit(scores, 0.5)) == pytest.approx(2)
-    assert limit(np.array([0.0, 0, 0, 1, 2]), 0.1) == math.inf
+    assert limit(np.array([0.0, 0, 0, 1, 2]), 0.1) == limit(np.ones(5), 0.1) == math.inf
 
 
 def test_a_budget_drops_about_that_share_of_normal_log_scores_and_less_with_anomalies():
@@ -374,7 +374,10 @@ def test_an_image_that_is_gone_is_told_and_the_rest_goes_on(here, run):
         (["parts", "--kept", "kept.txt"], "ends in .csv"),
         (["parts", "--review", "no/where"], "does not exist"),
         (["parts", "--review", "parts/good_00.png"], "a file is in the way"),
+        (["parts", "--review", "parts/review"], "is in a folder of images"),
+        (["parts/*.png", "--review", "parts"], "holds other pictures (broken.jpg)"),
         (["parts", "--kept", "k.csv", "--fraction", "2"], "fraction=2"),
+        (["--decisions", "r.csv", "--kept", "k.csv", "--k", "2"], "from its review"),
         (["parts/good_00.png", "--kept", "k.csv"], "would leave 1 of 1"),
         (["parts/broken.jpg", "--kept", "k.csv"], "none of 1 image can be read"),
     ],

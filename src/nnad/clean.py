@@ -26,7 +26,7 @@ from nnad.operators.arguments import check_amount, check_count
 
 FRACTION = 0.5
 LEAST = 4  # images that are left
-_SHARE = 0.03  # of the images: a smaller group cannot vouch for itself
+_SHARE, _MOST = 0.03, 200  # neighbours: a share of the images, and a bound on memory
 
 Scores = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ def clean(
     Args:
         features: (N, D) of all images, transformed.
         operator: what scores them: a name for `make_operator`, or an operator.
-        k: its neighbours. By default 3 % of N, at least 2, for `knn`; for others their own.
+        k: its neighbours. By default 3 % of N, 2 to 200, for `knn`; for others their own.
         fraction: drop exactly floor(fraction N) images, of equal scores the first; 0.5 by default.
         budget: instead of a fraction, the share of good images that may be dropped, see `limit`.
         rounds: at most so many; 1 is DN2's cleaning.
@@ -86,7 +86,7 @@ def clean(
     rounds = check_count("rounds", rounds)
     if isinstance(operator, str):
         if operator == "knn" and k is None:
-            k = max(2, math.ceil(_SHARE * len(features)))
+            k = min(max(2, math.ceil(_SHARE * len(features))), _MOST)
         operator = make_operator(operator, **({} if k is None else {"k": k}))
     elif k is not None:
         raise InputError("k: goes with the name of an operator; this operator has its own")
@@ -125,7 +125,7 @@ def limit(scores: Scores, budget: float) -> float:
     if not 0 < check_amount("budget", budget) <= 0.5:
         raise InputError(f"budget={budget:g}; a share of the good images, such as 0.05 for 5 %")
     quartile, median = np.quantile(scores, [0.25, 0.5])
-    if quartile == 0:  # copies of copies: nothing can be said about the spread
+    if not 0 < quartile < median:  # so many copies that nothing can be said about the spread
         return math.inf
     spread = math.log(median / quartile) / norm.ppf(0.75)
     return float(median * math.exp(spread * norm.ppf(1 - budget)))

@@ -22,12 +22,15 @@ from typing import Any
 from nnad.clean import Cleaning
 from nnad.errors import InputError
 from nnad.files import replacing
+from nnad.image_files import is_image
 from nnad.report import GREEN, INK, RED, Card, pair_sheet, save_picture
 from nnad.results import Result
 
 COLUMNS = ("path", "rank", "score", "proposed", "nearest", "distance", "accept")
+NETWORK = ("backbone", "geometry", "flips", "transform")  # options that a model needs, too
 YES = ("yes", "y", "true", "1", "keep")
 NO = ("no", "n", "false", "0", "drop")
+_SHEETS = ("top.jpg", "border.jpg")
 _PAIRS = 24  # on a sheet
 
 
@@ -55,15 +58,19 @@ def write_review(
     cleaning: Cleaning,
     options: dict[str, Any],
     skipped: Sequence[Result] = (),
-    *,
-    overwrite: bool = False,
 ) -> None:
-    """Write a review of N images, named by their paths, into a folder; it is made if need be.
+    """Write a review into a folder that `check_review` allows; it is made if need be.
+
+    Args:
+        folder: where to.
+        names: (N,) paths of the images.
+        cleaning: what is proposed.
+        options: of `NETWORK`, for the fit.
+        skipped: images that could not be read.
 
     Raises:
-        InputError: it holds a review already and `overwrite` is false, or cannot be written.
+        InputError: it cannot be written.
     """
-    check_review(folder, overwrite=overwrite)
     order = cleaning.order
     paths = [relative(name, folder) for name in names]
     rows = [
@@ -86,7 +93,7 @@ def write_review(
     border = int((~cleaning.kept).sum())  # the dropped come first
     try:
         folder.mkdir(exist_ok=True)
-        for sheet, first in (("top.jpg", 0), ("border.jpg", max(0, border - _PAIRS // 2))):
+        for sheet, first in zip(_SHEETS, (0, max(0, border - _PAIRS // 2)), strict=True):
             pairs = []
             for place, row in enumerate(order[first : first + _PAIRS].tolist(), start=first):
                 proposed, colour = ("drop", RED) if place < border else ("keep", GREEN)
@@ -102,13 +109,23 @@ def write_review(
     write_list(folder / "review.csv", COLUMNS, rows)
 
 
-def check_review(folder: Path, *, overwrite: bool) -> None:
-    """Raise an `InputError` if a review may not be written to `folder`."""
+def check_review(folder: Path, images: Sequence[str] = (), *, overwrite: bool = False) -> None:
+    """Raise an `InputError` if a review may not be written to `folder`.
+
+    Its pictures must not come among others: neither in a folder that holds some, nor in one of
+    `images`, which the next cleaning would search.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: a file is in the way; a review is a folder")
     if not folder.exists() and not folder.parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.parent} does not exist")
-    if (folder / "review.csv").exists() and not overwrite:
+    if any(Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(i)) for i in images):
+        raise InputError(f"{folder}: is in a folder of images; choose another place")
+    present = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    ours = _SHEETS if "review.json" in present else ()
+    if strangers := [n for n in present if is_image(n) and n not in ours]:
+        raise InputError(f"{folder}: holds other pictures ({min(strangers)}); choose another place")
+    if "review.csv" in present and not overwrite:
         raise InputError(
             f"{folder}: holds a review, perhaps with decisions; pass --overwrite to replace it"
         )
@@ -187,7 +204,7 @@ def _read_proposals(path: Path) -> tuple[dict[str, Any], dict[str, bool]]:
     try:
         told = json.loads(path.read_bytes())
         proposed = {str(row["path"]): row["proposed"] == "keep" for row in told["images"]}
-        return dict(told["options"]), proposed
+        return {name: told["options"][name] for name in NETWORK}, proposed
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read: {error.strerror}; the list of decisions must stay beside it"

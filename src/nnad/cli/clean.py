@@ -74,6 +74,9 @@ def clean(
         raise typer.BadParameter("name folders of images, or --decisions; one of them")
     if decisions and review:
         raise typer.BadParameter("--review makes a review, --decisions takes one; not both")
+    ranking = (fraction, budget, k, transform, geometry)
+    if decisions and (ranking, backbone, flips) != ((None,) * 5, "efficientnet-lite0", "none"):
+        raise typer.BadParameter("--decisions takes images, network and proposals from its review")
     if not (review or kept or model):
         raise typer.BadParameter("nothing to do: name --review, --kept or --model")
     outputs = [review and review / "review.csv", kept, model]
@@ -82,7 +85,7 @@ def clean(
     if kept and kept.suffix.lower() != ".csv":
         raise InputError(f"{kept}: the list of kept images needs a name that ends in .csv")
     if review:
-        check_review(review, overwrite=overwrite)
+        check_review(review, folders or (), overwrite=overwrite)
     if model:
         check_writable(model, overwrite=overwrite)
 
