@@ -43,15 +43,6 @@ Json = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Write a JSON file; - for standard output."),
 ]
-Backbone = Annotated[
-    str,
-    typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),
-]
-Geometry = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="crop: centre, as the paper; whole: squashed; letterbox: as it is."),
-]
-Flips = Annotated[str, typer.Option(help="Average over mirror images: none, horizontal or both.")]
 Transform = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
