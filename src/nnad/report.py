@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +27,14 @@ CAPTION = 40
 RED, GREEN, INK = (200, 30, 30), (30, 140, 60), (30, 30, 30)
 FONT = ImageFont.load_default(13)
 Colour = tuple[int, int, int]
+
+
+class Card(NamedTuple):
+    """A picture on a sheet: its file, a caption, and the colour of caption and frame."""
+
+    name: str
+    caption: str
+    colour: Colour
 
 
 @contextmanager
@@ -122,14 +130,25 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
     shown = sorted(scored, key=lambda r: -(r.score or 0))[:most]
     if not shown:
         raise InputError("contact sheet: no scored image to show")
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
+    pairs = []
+    for r in shown:
+        verdict, colour = ("anomaly", RED) if r.is_anomaly else ("good", GREEN)
+        left = Card(r.name, f"{verdict}, p = {r.p_value:.2g}", colour)
+        pairs.append((left, Card(r.nearest[0].name, "nearest good image", INK)))
+    save_picture(pair_sheet(pairs), path, [r.name for r in results])
+
+
+def pair_sheet(pairs: Sequence[tuple[Card, Card]]) -> Image.Image:
+    """A picture of pairs, four in a row; at least one."""
+    columns = min(len(pairs), 4)
+    rows = -(-len(pairs) // columns)
     width, height = 2 * SIDE + 3 * MARGIN, SIDE + CAPTION + MARGIN
     sheet = Image.new("RGB", (columns * width, rows * height + MARGIN), "white")
-    for i, result in enumerate(shown):
-        corner = (i % columns * width + MARGIN, i // columns * height + MARGIN)
-        _draw_pair(sheet, corner, result)
-    save_picture(sheet, path, [r.name for r in results])
+    for i, (left, right) in enumerate(pairs):
+        x, y = i % columns * width + MARGIN, i // columns * height + MARGIN
+        draw_captioned(sheet, (x, y), *left)
+        draw_captioned(sheet, (x + SIDE + MARGIN, y), *right)
+    return sheet
 
 
 def save_picture(picture: Image.Image, path: str, scored: Sequence[str]) -> None:
@@ -170,15 +189,6 @@ def check_picture(path: str) -> str:
         raise InputError(f"{path}: unknown kind of picture; use .png or .jpg")
     _check_place(Path(path))
     return str(kind)
-
-
-def _draw_pair(sheet: Image.Image, corner: tuple[int, int], result: Result) -> None:
-    x, y = corner
-    colour = RED if result.is_anomaly else GREEN
-    verdict = "anomaly" if result.is_anomaly else "good"
-    draw_captioned(sheet, (x, y), result.name, f"{verdict}, p = {result.p_value:.2g}", colour)
-    corner = (x + SIDE + MARGIN, y)
-    draw_captioned(sheet, corner, result.nearest[0].name, "nearest good image", INK)
 
 
 def draw_captioned(

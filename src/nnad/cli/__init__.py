@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from nnad import __version__
+from nnad.cli.clean import clean
 from nnad.cli.demo import demo
 from nnad.cli.evaluate import evaluate
 from nnad.cli.explain import explain
@@ -44,6 +45,7 @@ for _command in (
     undo,
     log,
     preflight,
+    clean,
     info,
     demo,
 ):

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry
+from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry, Transform
 from nnad.cli.telling import promise, tell_passed_over, tell_unread
 from nnad.errors import counted
 
@@ -54,12 +54,7 @@ def fit(
     preset: Annotated[
         str, typer.Option(help="Transform and operator as in a paper: dn2, knnn-paper, ...")
     ] = "",
-    transform: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="auto: root, or l2 for signed features (the default); or l2, raw, log, white."
-        ),
-    ] = None,
+    transform: Transform = None,
     operator: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="auto (the default), knn, knnn, hull, global, local, kmeans, tree ..."),

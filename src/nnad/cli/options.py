@@ -43,3 +43,9 @@ Json = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Write a JSON file; - for standard output."),
 ]
+Transform = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="auto: root, or l2 for signed features (the default); or l2, raw, log, white."
+    ),
+]
