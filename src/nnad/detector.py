@@ -261,8 +261,8 @@ class Detector:
         names, features, refused = self.history.new_among(images.names, images.features)
         skipped = (*images.skipped, *refused)
         if not names:
-            reason = refused[0].error if refused else "these images are all in the model already"
-            raise InputError(f"nothing to add: {reason}")
+            why = refused[0].error if refused else "these images are all in the model already"
+            raise InputError(f"nothing to add: {why}")
         history = self.history.add(names, features, reason, by)
         warn_of_twins(history.names, history.features(), new=len(names))
         self._change(history, self.asked_false_alarms)

@@ -80,9 +80,8 @@ def locked(folder: Path) -> Iterator[None]:
         with _told(folder):
             lock.acquire()
     except Timeout:
-        raise ModelError(
-            f"{folder}: another process has been writing it for a minute; try again"
-        ) from None
+        busy = "another process has been writing it for a minute; try again"
+        raise ModelError(f"{folder}: {busy}") from None
     try:
         yield
     finally:
