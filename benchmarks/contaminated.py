@@ -132,7 +132,7 @@ def plot(means: dict[Key, dict[str, float]]) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for row, data in enumerate(SETS):
         for axis, operator in zip(axes[row], OPERATORS, strict=True):
             for name in [*CLEANINGS, "person"]:
@@ -143,7 +143,8 @@ def plot(means: dict[Key, dict[str, float]]) -> None:
             axis.set(title=f"{data}, {OPERATORS[operator]}", xlabel="anomalies in the folder, %")
             axis.set_ylabel("image AUROC, %")
             axis.grid(alpha=0.3)
-    figure.axes[0].legend(title="cleaned by")
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, title="cleaned by", loc="outside right upper")
     figure.savefig(PLOT, dpi=100, metadata={"Software": None})
 
 
