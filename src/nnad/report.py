@@ -17,9 +17,10 @@ from nnad.errors import ImageError, InputError
 from nnad.files import replacing
 from nnad.image_files import EXTENSIONS
 from nnad.images import read_image
-from nnad.results import Result
+from nnad.results import GroupResult, Result
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")
+GROUP_COLUMNS = ("group", *CSV_COLUMNS[1:], "members", "oddest_member")
 SIDE = 200  # pixels of a picture in a contact sheet
 MARGIN = 8
 CAPTION = 40
@@ -37,8 +38,10 @@ class Card(NamedTuple):
 
 
 @contextmanager
-def csv_writer(path: str) -> Iterator[Any]:
+def csv_writer(path: str, columns: Sequence[str] = CSV_COLUMNS) -> Iterator[Any]:
     """Yield a function that adds a result to a CSV file; `-` is standard output.
+
+    With `GROUP_COLUMNS` results of groups are added.
 
     The file appears, complete, when the block ends.
     """
@@ -52,14 +55,15 @@ def csv_writer(path: str) -> Iterator[Any]:
             stack.callback(text.detach)
             stack.callback(text.flush)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
+        writer.writerow(columns)
 
-        def add(result: Result) -> None:
+        def add(result: Result | GroupResult) -> None:
             nearest = result.nearest[0].name if result.nearest else None
             flag = None if result.is_anomaly is None else int(result.is_anomaly)
-            writer.writerow(
-                [result.name, result.score, result.p_value, flag, nearest, result.error]
-            )
+            row = [result.name, result.score, result.p_value, flag, nearest, result.error]
+            if isinstance(result, GroupResult):
+                row += [len(result.members), result.oddest.name if result.oddest else None]
+            writer.writerow(row)
 
         yield add
 

@@ -20,6 +20,7 @@ from nnad.cli.demo import demo
 from nnad.cli.evaluate import evaluate
 from nnad.cli.explain import explain
 from nnad.cli.fit import fit
+from nnad.cli.groups import groups
 from nnad.cli.info import info
 from nnad.cli.living import add, budget, log, remove, undo
 from nnad.cli.preflight import preflight
@@ -49,6 +50,7 @@ for _command in (
     demo,
 ):
     app.command()(_command)
+app.add_typer(groups, name="groups")
 
 
 def _show_version(wanted: bool) -> None:
