@@ -11,7 +11,7 @@ prove that no other row is nearer (see neighbors.py). Rounding moves image featu
 the distance to their neighbours, which leaves a handful of rows in doubt.
 
 The bank takes 0..127 and queries -64..191: processors that lack instructions for such products add
-two of them in 16 bits, where 2 * 255 * 64 still fits. ONNX Runtime multiplies, on all cores.
+two of them in 16 bits, where 2 * 255 * 64 still fits. ONNX Runtime multiplies, on all free cores.
 """
 
 import os
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.cores import usable_cores
+from nnad.cores import free_cores
 
 LARGEST_DIM = 32_768  # sums of longer vectors could overflow 32 bits
 _BANK_ROWS = 4096  # rows a product
@@ -79,7 +79,8 @@ class Codes:
         """
         start = 0
         for block, sq_norms in zip(self._blocks, self._sq_norms, strict=True):
-            (keys,) = _product(os.getpid()).run(None, {"queries": coded.codes, "bank": block})
+            session = _product(os.getpid(), free_cores())
+            (keys,) = session.run(None, {"queries": coded.codes, "bank": block})
             keys *= -2
             keys += sq_norms
             yield start, keys
@@ -103,7 +104,7 @@ class Codes:
 
 
 @cache
-def _product(process: int) -> Any:  # noqa: ARG001 (threads do not outlive a fork)
+def _product(process: int, threads: int) -> Any:  # noqa: ARG001 (threads do not outlive a fork)
     """A session of one matrix product: (Q, D) uint8 with zero at 128, (D, n) int8 -> (Q, n)."""
     import onnxruntime
     from onnx import TensorProto, helper
@@ -122,7 +123,7 @@ def _product(process: int) -> Any:  # noqa: ARG001 (threads do not outlive a for
         graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="nnad"
     )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False  # nothing is kept between products
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # cores are needed
     options.log_severity_level = 3

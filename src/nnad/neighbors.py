@@ -12,12 +12,14 @@ queries are batched or the bank is cut.
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnad.codes import LARGEST_DIM, Codes
+from nnad.cores import in_parallel, usable_cores
 from nnad.errors import InputError
 from nnad.search_steps import NUMPY, Kernels, exclude_rows, in_order, proposed
 
@@ -172,8 +174,10 @@ class Bank:
     ) -> NDArray[np.int64]:
         """Fill in what integers can prove; return which queries they leave open."""
         is_open = np.ones(len(queries), dtype=bool)
-        for start in range(0, len(queries), _QUERY_ROWS):
-            block = slice(start, start + _QUERY_ROWS)
+
+        def search(block: slice) -> None:
+            if self._coding_failed:
+                return
             excluded = None if exclude is None else np.asarray(exclude)[block]
             coded = codes.encode(queries[block])
             keys, candidates = proposed(codes.keys(coded), _proposals(k), excluded, kernels)
@@ -182,11 +186,8 @@ class Bank:
             least = codes.least_distances(coded, np.take_along_axis(keys, order, 1))  # (q, c)
 
             exact = np.full(candidates.shape, np.inf)
-            first = slice(0, k + _SPARE)
-            exact[:, first] = self._sq_dists(
-                queries[block], candidates[:, first], excluded, kernels
-            )
-            kth = np.sqrt(np.partition(exact[:, first], k - 1, axis=1)[:, k - 1 : k])
+            exact[:, :k] = self._sq_dists(queries[block], candidates[:, :k], excluded, kernels)
+            kth = np.sqrt(exact[:, :k].max(axis=1, keepdims=True))  # or nearer
             owner, column = np.nonzero((least <= kth) & np.isinf(exact))
             doubtful = candidates[owner, column]
             exact[owner, column] = kernels.sq_dists(queries[block], self.features, owner, doubtful)
@@ -194,7 +195,8 @@ class Bank:
             is_open[block] = least[:, -1] <= kth[:, 0]  # a row not proposed could be as near
             if is_open[block].mean() > 0.5:  # rounding leaves too little of such features
                 self._codes, self._coding_failed = None, True
-                break
+
+        in_parallel(search, _even_blocks(len(queries)))
         return np.flatnonzero(is_open)
 
     def _nearest_block(
@@ -273,6 +275,15 @@ class Bank:
         tiny = 4 * (dim + 8) * np.finfo(np.float32).tiny  # underflow of small products
         bound: NDArray[np.float64] = 2 * gamma * np.sqrt(q_sq_norms * largest) + 4 * unit * largest
         return np.asarray(bound + tiny)
+
+
+def _even_blocks(n_queries: int) -> list[slice]:
+    """Blocks of at most `_QUERY_ROWS` queries, as many for each core."""
+    count = -(-n_queries // _QUERY_ROWS)
+    if count > 1:
+        count = -(-count // usable_cores()) * usable_cores()
+    bounds = [n_queries * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def _proposals(k: int) -> int:

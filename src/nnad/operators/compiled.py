@@ -5,13 +5,12 @@ holds no Python lock, so `in_threads` is safe to call from any thread.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numba
 
-from nnad.cores import usable_cores
+from nnad.cores import free_cores, in_parallel
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -35,13 +34,9 @@ def in_threads(kernel: Callable[..., None], count: int, *args: object, least: in
 
     A part has `least` items or more: to start threads takes longer than a few of them.
     """
-    cores = usable_cores()
-    parts = min(4 * cores, count // least)  # more parts than cores, so that none waits long
-    if parts <= 1 or cores == 1:
+    n_parts = min(4 * free_cores(), count // least)  # more than cores, so that none waits long
+    if n_parts <= 1 or free_cores() == 1:
         kernel(0, count, *args)
         return
-    bounds = [count * i // parts for i in range(parts + 1)]
-    with ThreadPoolExecutor(cores) as pool:
-        jobs = [pool.submit(kernel, a, b, *args) for a, b in pairwise(bounds)]
-        for job in jobs:
-            job.result()
+    bounds = [count * i // n_parts for i in range(n_parts + 1)]
+    in_parallel(lambda part: kernel(*part, *args), pairwise(bounds))
