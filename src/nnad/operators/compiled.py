@@ -17,14 +17,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def compiled(function: _Function) -> _Function:
     """Compile with numba; `contract` permits fused multiply-add, and nothing else is relaxed."""
-    compiler: Any = numba.njit(cache=True, nogil=True, fastmath={"contract"})
+    compiler: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
     made: _Function = compiler(function)
     return made
 
 
 def summing(function: _Function) -> _Function:
     """Compile as above, and let sums be taken in any order."""
-    compiler: Any = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+    compiler: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
     made: _Function = compiler(function)
     return made
 

@@ -1,16 +1,19 @@
 """Kernels of k-NNN: the local frames of a neighbourhood in every set of features.
 
 Features are grouped into S sets of L (`layout`, see ordering.py). A frame describes, for one
-neighbourhood of K bank rows, the covariance (L, L) of each set: either as its Cholesky factor or as
-its eigenvectors. Every inner loop runs over the sets, which lie side by side in memory, so that the
-compiler turns it into vector instructions: decompositions of 5 x 5 matrices are done 64 at a time.
+neighbourhood of K bank rows, the covariance (L, L) of each set: either by its eigenvectors or, with
+a ridge, by a triangular W with W' W = ridge (covariance + ridge)^-1. Every inner loop runs over
+sets, which lie side by side in memory, so that the compiler turns it into vector instructions:
+decompositions of 5 x 5 matrices are done 64 at a time. It does so only if the lines of an array are
+sliced before they are looped over.
 
-Accuracy: means, covariances and decompositions are computed in float64 from the float32 features
-(covariances with the mean removed first, error a few 1e-16 of the largest variance in the set);
-only the finished frame is rounded. A rounded factor C moves the small eigenvalues e of C C' + r by
-at most 2 sqrt(e) |dC|, where rounding the covariance itself would move them by |d(C C')|.
+Accuracy: covariances and decompositions are computed in float64 from the float32 features (the
+neighbourhood's first row is subtracted, error a few 1e-16 of the largest variance in the set); only
+the finished frame is rounded. No entry of W is above 1, so that float16 can hold it, and a relative
+error u of its entries moves |W d|^2 by about u sqrt(1 + e / ridge), e being the largest eigenvalue.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,119 +24,173 @@ from nnad.operators.compiled import compiled, in_threads
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BLOCK = 64  # sets handled side by side
+_BLOCK = 64  # sets handled side by side
+_FRAMES = 1024  # frames made at a time
 _SWEEPS = 30  # Jacobi converges in 5 to 8
 _NEGLIGIBLE = 1e-34  # an entry whose square is this part of its diagonal entries' product
-_PIVOT = 1e-15  # a pivot below this part of its diagonal entry is rounding error: rank is lost
 
 
-@compiled
-def _gather(features: NDArray[np.float32], members: Ints, places: Ints, gathered: Floats) -> None:
-    """Copy the member rows (K,) in the order of `places` (D,) into gathered (K, blocks, L, B)."""
-    flat = gathered.reshape(len(gathered), -1)
-    for m in range(len(members)):
-        row = members[m]
-        for d in range(len(places)):
-            flat[m, places[d]] = features[row, d]
-
-
-@compiled
-def _places(layout: Ints, block: int) -> Ints:
-    """Where each feature goes in (blocks, L, B), as a flat index; (D,)."""
-    size, sets = layout.shape
-    places = np.zeros((layout >= 0).sum(), np.int64)
-    for i in range(size):
-        for s in range(sets):
-            if layout[i, s] >= 0:
-                places[layout[i, s]] = (s // block * size + i) * block + s % block
-    return places
-
-
-@compiled
-def _covariances(gathered: Floats, b: int, mean: Floats, cov: Floats) -> None:
-    """Covariance (ddof 1) of the sets in block b over the gathered rows; lower triangle.
-
-    Args:
-        gathered: (K, blocks, L, B), K >= 2; the block is centred in place.
-        b: the block.
-        mean: (L, B) work space.
-        cov: (L (L + 1) / 2, B) result; entry (i, j) at row i (i + 1) / 2 + j.
-    """
-    n_rows, _, size, block = gathered.shape
-    mean[:] = 0
-    for m in range(n_rows):
-        for i in range(size):
-            for s in range(block):
-                mean[i, s] += gathered[m, b, i, s]
-    mean /= n_rows
-    for m in range(n_rows):
-        for i in range(size):
-            for s in range(block):
-                gathered[m, b, i, s] -= mean[i, s]
-    cov[:] = 0
-    for m in range(n_rows):
-        for i in range(size):
-            for j in range(i + 1):
-                entry = i * (i + 1) // 2 + j
-                for s in range(block):
-                    cov[entry, s] += gathered[m, b, i, s] * gathered[m, b, j, s]
-    cov /= n_rows - 1
-
-
-@compiled
-def factor_frames(
-    start: int,
-    stop: int,
+def build(
+    kernel: Callable[..., None],
     features: NDArray[np.float32],
     members: Ints,
     layout: Ints,
-    unit: float,
+    unit: Any,
+    out: NDArray[Any],
+) -> None:
+    """Compute frames with `ridge_frames` or `eigen_frames`, on all cores.
+
+    Args:
+        kernel: one of the two.
+        features: (N, D).
+        members: (M, K) rows of each neighbourhood, K >= 2.
+        layout: (L, S).
+        unit: variance that counts as 1; for `ridge_frames` R of them, (R,).
+        out: (M, ., S) result, see the kernels.
+    """
+    used = np.zeros(len(features), dtype=bool)
+    used[members] = True
+    rows, members = np.flatnonzero(used), (np.cumsum(used) - 1)[members]
+    made_as = np.float64 if out.dtype == np.float64 else np.float32
+    for first in range(0, layout.shape[1], _BLOCK):
+        columns = np.ascontiguousarray(layout[:, first : first + _BLOCK])  # (L, B)
+        arranged = np.empty((len(rows), *columns.shape), dtype=np.float32)
+        in_threads(_arrange, len(rows), features, rows, columns, arranged)
+        for start in range(0, len(members), _FRAMES):
+            part = members[start : start + _FRAMES]
+            made = np.empty((len(part), out.shape[1], columns.shape[1]), dtype=made_as)
+            in_threads(kernel, len(part), arranged, part, columns, unit, made)
+            out[start : start + _FRAMES, :, first : first + _BLOCK] = made
+
+
+@compiled
+def _arrange(
+    start: int,
+    stop: int,
+    features: NDArray[np.float32],
+    rows: Ints,
+    columns: Ints,
     out: NDArray[np.float32],
 ) -> None:
-    """Cholesky factors C with C C' = covariance / unit of each set; rank may be lost.
+    """Copy rows (U,) of the features so that a line holds one feature of each set, (U, L, B)."""
+    for u in range(start, stop):
+        row = features[rows[u]]
+        for i in range(len(columns)):
+            line, column = out[u, i], columns[i]
+            for s in range(len(line)):
+                line[s] = row[column[s]] if column[s] >= 0 else np.float32(0)
+
+
+@compiled
+def _covariances(
+    arranged: NDArray[np.float32], members: Ints, shifted: Floats, total: Floats, cov: Floats
+) -> None:
+    """Covariance (ddof 1) of B sets over the member rows; lower triangle.
+
+    Args:
+        arranged: (U, L, B).
+        members: (K,), K >= 2.
+        shifted, total: (L, B) work spaces.
+        cov: (L (L + 1) / 2, B) result; entry (i, j) at row i (i + 1) / 2 + j.
+    """
+    _, size, block = arranged.shape
+    total[:] = 0
+    cov[:] = 0
+    for m in range(1, len(members)):
+        for i in range(size):
+            row, origin = arranged[members[m], i], arranged[members[0], i]
+            line, so_far = shifted[i], total[i]
+            for s in range(block):
+                line[s] = np.float64(row[s]) - np.float64(origin[s])
+                so_far[s] += line[s]
+        for i in range(size):
+            for j in range(i + 1):
+                entry, a, b = cov[i * (i + 1) // 2 + j], shifted[i], shifted[j]
+                for s in range(block):
+                    entry[s] += a[s] * b[s]
+    n = len(members)
+    for i in range(size):
+        for j in range(i + 1):
+            entry, a, b = cov[i * (i + 1) // 2 + j], total[i], total[j]
+            for s in range(block):
+                entry[s] = (entry[s] - a[s] * b[s] / n) / (n - 1)
+
+
+@compiled
+def _inverse_factor(matrix: Floats) -> None:
+    """Lower triangles A (L (L + 1) / 2, B) of definite matrices -> W with W' W = A^-1, in place.
+
+    A = C C' by Cholesky, then W = C^-1.
+    """
+    n_entries, block = matrix.shape
+    size = int(np.sqrt(2 * n_entries))
+    for j in range(size):
+        pivot = matrix[j * (j + 3) // 2]
+        for s in range(block):
+            pivot[s] = 1 / np.sqrt(pivot[s])  # of W already
+        for i in range(j + 1, size):
+            below = matrix[i * (i + 1) // 2 + j]
+            for s in range(block):
+                below[s] *= pivot[s]
+            for m in range(j + 1, i + 1):
+                entry, other = matrix[i * (i + 1) // 2 + m], matrix[m * (m + 1) // 2 + j]
+                for s in range(block):
+                    entry[s] -= below[s] * other[s]
+    for j in range(size):
+        for i in range(j + 1, size):  # w_ij = -w_ii sum_m c_im w_mj, j <= m < i
+            entry, first, pivot = (
+                matrix[i * (i + 1) // 2 + j],
+                matrix[j * (j + 3) // 2],
+                matrix[i * (i + 3) // 2],
+            )
+            for s in range(block):
+                entry[s] *= first[s]
+            for m in range(j + 1, i):
+                c, w = matrix[i * (i + 1) // 2 + m], matrix[m * (m + 1) // 2 + j]
+                for s in range(block):
+                    entry[s] += c[s] * w[s]
+            for s in range(block):
+                entry[s] *= -pivot[s]
+
+
+@compiled
+def ridge_frames(
+    start: int,
+    stop: int,
+    arranged: NDArray[np.float32],
+    members: Ints,
+    columns: Ints,
+    units: Floats,
+    out: NDArray[np.float32],
+) -> None:
+    """W with W' W = (covariance / unit + 1)^-1 of each set, for R units.
 
     Args:
         start, stop: the frames to compute.
-        features: (N, D).
+        arranged: (U, L, B), see `_arrange`.
         members: (M, K) rows of each neighbourhood.
-        layout: (L, S).
-        unit: variance that counts as 1.
-        out: (M, L (L + 1) / 2, S).
+        columns: (L, B), the features in a set; -1 where a short last set has none.
+        units: (R,) variances that count as 1: ridges.
+        out: (M, R L (L + 1) / 2, B) result, lower triangles.
     """
-    size, sets = layout.shape
-    block = min(BLOCK, sets)
-    n_blocks = (sets + block - 1) // block
-    places = _places(layout, block)
-    gathered = np.zeros((members.shape[1], n_blocks, size, block))
-    mean = np.zeros((size, block))
-    cov = np.zeros((size * (size + 1) // 2, block))
-    inverse = np.zeros(block)
-    diagonal = np.zeros((size, block))
+    size, block = columns.shape
+    n_entries = size * (size + 1) // 2
+    shifted, total = np.empty((size, block)), np.empty((size, block))
+    cov, matrix = np.empty((n_entries, block)), np.empty((n_entries, block))
     for frame in range(start, stop):
-        _gather(features, members[frame], places, gathered)
-        for b in range(n_blocks):
-            first, width = b * block, min(block, sets - b * block)
-            _covariances(gathered, b, mean, cov)
-            for i in range(size):
-                diagonal[i] = cov[i * (i + 3) // 2]
-            for j in range(size):
-                pivot = j * (j + 3) // 2
+        _covariances(arranged, members[frame], shifted, total, cov)
+        for r in range(len(units)):
+            for t in range(n_entries):
+                source, target = cov[t], matrix[t]
                 for s in range(block):
-                    kept = cov[pivot, s] > _PIVOT * diagonal[j, s]
-                    cov[pivot, s] = np.sqrt(cov[pivot, s]) if kept else 0.0
-                    inverse[s] = 1.0 / cov[pivot, s] if kept else 0.0
-                for i in range(j + 1, size):
-                    below = i * (i + 1) // 2 + j
-                    for s in range(block):
-                        cov[below, s] *= inverse[s]
-                    for m in range(j + 1, i + 1):
-                        entry, other = i * (i + 1) // 2 + m, m * (m + 1) // 2 + j
-                        for s in range(block):
-                            cov[entry, s] -= cov[below, s] * cov[other, s]
-            scale = 1.0 / np.sqrt(unit)
-            for t in range(len(cov)):
-                for s in range(width):
-                    out[frame, t, first + s] = cov[t, s] * scale
+                    target[s] = source[s] / units[r]
+            for i in range(size):
+                matrix[i * (i + 3) // 2] += 1
+            _inverse_factor(matrix)
+            for t in range(n_entries):
+                source, rounded = matrix[t], out[frame, r * n_entries + t]
+                for s in range(block):
+                    rounded[s] = source[s]
 
 
 @compiled
@@ -196,85 +253,60 @@ def _jacobi(cov: Floats, vectors: Floats, work: Floats) -> None:
 def eigen_frames(
     start: int,
     stop: int,
-    features: NDArray[np.float32],
+    arranged: NDArray[np.float32],
     members: Ints,
-    layout: Ints,
+    columns: Ints,
     unit: float,
     out: NDArray[Any],
 ) -> None:
     """sqrt(e / unit) and v of the n smallest eigenvalues e of each set's covariance.
 
     Args:
-        start, stop, features, members, layout, unit: as in `factor_frames`.
-        out: (M, n (1 + L), S): n square roots, smallest first, then n vectors of L entries.
+        start, stop, arranged, members, columns: as in `ridge_frames`.
+        unit: variance that counts as 1.
+        out: (M, n (1 + L), B): n square roots, smallest first, then n vectors of L entries.
             What a short last set lacks is zero.
     """
-    size, sets = layout.shape
+    size, block = columns.shape
     n = out.shape[1] // (1 + size)
-    block = min(BLOCK, sets)
-    n_blocks = (sets + block - 1) // block
-    places = _places(layout, block)
-    gathered = np.zeros((members.shape[1], n_blocks, size, block))
-    mean = np.zeros((size, block))
-    cov = np.zeros((size * (size + 1) // 2, block))
-    vectors = np.zeros((size, size, block))
-    work = np.zeros((2, block))
-    values = np.zeros(size)
+    shifted, total = np.empty((size, block)), np.empty((size, block))
+    cov = np.empty((size * (size + 1) // 2, block))
+    vectors = np.empty((size, size, block))
+    work = np.empty((2, block))
+    values = np.empty(size)
     for frame in range(start, stop):
         out[frame] = 0
-        _gather(features, members[frame], places, gathered)
-        for b in range(n_blocks):
-            first = b * block
-            _covariances(gathered, b, mean, cov)
-            _jacobi(cov, vectors, work)
-            for s in range(min(block, sets - first)):
+        _covariances(arranged, members[frame], shifted, total, cov)
+        _jacobi(cov, vectors, work)
+        for s in range(block):
+            for i in range(size):
+                values[i] = cov[i * (i + 3) // 2, s] if columns[i, s] >= 0 else np.inf
+            for rank in range(n):
+                j = np.argmin(values)
+                if values[j] == np.inf:
+                    break
+                out[frame, rank, s] = np.sqrt(max(values[j], 0.0) / unit)
                 for i in range(size):
-                    real = layout[i, first + s] >= 0
-                    values[i] = cov[i * (i + 3) // 2, s] if real else np.inf
-                for rank in range(n):
-                    j = np.argmin(values)
-                    if values[j] == np.inf:
-                        break
-                    out[frame, rank, first + s] = np.sqrt(max(values[j], 0.0) / unit)
-                    for i in range(size):
-                        out[frame, n + rank * size + i, first + s] = vectors[j, i, s]
-                    values[j] = np.inf
+                    out[frame, n + rank * size + i, s] = vectors[j, i, s]
+                values[j] = np.inf
 
 
 @compiled
 def decode_halves(
-    start: int,
-    stop: int,
-    halves: NDArray[np.uint16],
-    picked: Ints,
-    bits: NDArray[np.uint32],
-    out: NDArray[np.float32],
+    halves: NDArray[np.uint16], bits: NDArray[np.uint32], out: NDArray[np.float32]
 ) -> None:
-    """float16 -> float32 for the picked rows: the bits are moved and the exponent is corrected.
+    """float16 -> float32: the bits are moved and the exponent is corrected.
 
     Args:
-        start, stop: the rows of `out` to fill.
-        halves: (M, ...) the bits of float16, two axes after the first; finite numbers only.
-        picked: (P,) rows of `halves`.
-        bits: (P, ...) the memory of `out` seen as uint32.
-        out: (P, ...) result.
+        halves: (T, S) the bits of float16; finite numbers only.
+        bits: (T, S) the memory of `out` seen as uint32.
+        out: (T, S) result.
     """
-    for row in range(start, stop):
-        for t in range(halves.shape[1]):
-            half, bit, value = halves[picked[row], t], bits[row, t], out[row, t]
-            for s in range(len(half)):
-                bit[s] = (np.uint32(half[s]) & np.uint32(0x7FFF)) << np.uint32(13)
-            for s in range(len(half)):
-                value[s] *= np.float32(2.0**112)
-            for s in range(len(half)):
-                bit[s] |= (np.uint32(half[s]) & np.uint32(0x8000)) << np.uint32(16)
-
-
-def unpacked(stored: NDArray[Any], picked: Ints) -> NDArray[np.float32]:
-    """(M, ., S) float32 or float16 frames -> the picked ones in float32."""
-    if stored.dtype == np.float32:
-        return np.asarray(stored[picked])
-    out = np.empty((len(picked), *stored.shape[1:]), dtype=np.float32)
-    args = (stored.view(np.uint16), picked, out.view(np.uint32), out)
-    in_threads(decode_halves, len(picked), *args)
-    return out
+    for t in range(len(halves)):
+        half, bit, value = halves[t], bits[t], out[t]
+        for s in range(len(half)):
+            bit[s] = (np.uint32(half[s]) & np.uint32(0x7FFF)) << np.uint32(13)
+        for s in range(len(half)):
+            value[s] *= np.float32(2.0**112)
+        for s in range(len(half)):
+            bit[s] |= (np.uint32(half[s]) & np.uint32(0x8000)) << np.uint32(16)
