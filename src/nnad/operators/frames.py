@@ -60,7 +60,11 @@ def build(
             part = members[start : start + _FRAMES]
             made = np.empty((len(part), out.shape[1], columns.shape[1]), dtype=made_as)
             in_threads(kernel, len(part), arranged, part, columns, unit, made)
-            out[start : start + _FRAMES, :, first : first + _BLOCK] = made
+            if out.dtype == np.float16:
+                bits, halves = made.view(np.uint32), out[start : start + _FRAMES].view(np.uint16)
+                in_threads(_encode_halves, len(part), made, bits, first, halves)
+            else:
+                out[start : start + _FRAMES, :, first : first + _BLOCK] = made
 
 
 @compiled
@@ -87,33 +91,48 @@ def _covariances(
 ) -> None:
     """Covariance (ddof 1) of B sets over the member rows; lower triangle.
 
+    Three rows are added at a time: the compiler keeps no more lines apart.
+
     Args:
         arranged: (U, L, B).
         members: (K,), K >= 2.
-        shifted, total: (L, B) work spaces.
+        shifted: (3, L, B) work space.
+        total: (L, B) work space.
         cov: (L (L + 1) / 2, B) result; entry (i, j) at row i (i + 1) / 2 + j.
     """
     _, size, block = arranged.shape
+    n = len(members)
     total[:] = 0
     cov[:] = 0
-    for m in range(1, len(members)):
+    for first in range(1, n, 3):
+        second, third = first + 1, first + 2  # or the origin again, which adds 0
+        row0, row1, row2, origin = (
+            arranged[members[first]],
+            arranged[members[second if second < n else 0]],
+            arranged[members[third if third < n else 0]],
+            arranged[members[0]],
+        )
         for i in range(size):
-            row, origin = arranged[members[m], i], arranged[members[0], i]
-            line, so_far = shifted[i], total[i]
+            a0, a1, a2, centre = row0[i], row1[i], row2[i], origin[i]
+            d0, d1, d2, so_far = shifted[0, i], shifted[1, i], shifted[2, i], total[i]
             for s in range(block):
-                line[s] = np.float64(row[s]) - np.float64(origin[s])
-                so_far[s] += line[s]
+                d0[s] = np.float64(a0[s]) - np.float64(centre[s])
+                d1[s] = np.float64(a1[s]) - np.float64(centre[s])
+                d2[s] = np.float64(a2[s]) - np.float64(centre[s])
+            for s in range(block):
+                so_far[s] += d0[s] + d1[s] + d2[s]
         for i in range(size):
+            d0, d1, d2 = shifted[0, i], shifted[1, i], shifted[2, i]
             for j in range(i + 1):
-                entry, a, b = cov[i * (i + 1) // 2 + j], shifted[i], shifted[j]
+                b0, b1, b2 = shifted[0, j], shifted[1, j], shifted[2, j]
+                entry = cov[i * (i + 1) // 2 + j]
                 for s in range(block):
-                    entry[s] += a[s] * b[s]
-    n = len(members)
+                    entry[s] += d0[s] * b0[s] + d1[s] * b1[s] + d2[s] * b2[s]
     for i in range(size):
         for j in range(i + 1):
-            entry, a, b = cov[i * (i + 1) // 2 + j], total[i], total[j]
+            entry, d0, b0 = cov[i * (i + 1) // 2 + j], total[i], total[j]
             for s in range(block):
-                entry[s] = (entry[s] - a[s] * b[s] / n) / (n - 1)
+                entry[s] = (entry[s] - d0[s] * b0[s] * (1 / n)) * (1 / (n - 1))
 
 
 @compiled
@@ -175,7 +194,7 @@ def ridge_frames(
     """
     size, block = columns.shape
     n_entries = size * (size + 1) // 2
-    shifted, total = np.empty((size, block)), np.empty((size, block))
+    shifted, total = np.empty((3, size, block)), np.empty((size, block))
     cov, matrix = np.empty((n_entries, block)), np.empty((n_entries, block))
     for frame in range(start, stop):
         _covariances(arranged, members[frame], shifted, total, cov)
@@ -183,7 +202,7 @@ def ridge_frames(
             for t in range(n_entries):
                 source, target = cov[t], matrix[t]
                 for s in range(block):
-                    target[s] = source[s] / units[r]
+                    target[s] = source[s] * (1 / units[r])
             for i in range(size):
                 matrix[i * (i + 3) // 2] += 1
             _inverse_factor(matrix)
@@ -269,7 +288,7 @@ def eigen_frames(
     """
     size, block = columns.shape
     n = out.shape[1] // (1 + size)
-    shifted, total = np.empty((size, block)), np.empty((size, block))
+    shifted, total = np.empty((3, size, block)), np.empty((size, block))
     cov = np.empty((size * (size + 1) // 2, block))
     vectors = np.empty((size, size, block))
     work = np.empty((2, block))
@@ -289,6 +308,45 @@ def eigen_frames(
                 for i in range(size):
                     out[frame, n + rank * size + i, s] = vectors[j, i, s]
                 values[j] = np.inf
+
+
+@compiled
+def _encode_halves(
+    start: int,
+    stop: int,
+    values: NDArray[np.float32],
+    bits: NDArray[np.uint32],
+    first: int,
+    out: NDArray[np.uint16],
+) -> None:
+    """float32 -> float16, rounded to nearest even; what is too large becomes infinite.
+
+    Args:
+        start, stop: the frames to encode.
+        values: (M, T, B) finite; destroyed.
+        bits: (M, T, B) the memory of `values` seen as uint32.
+        first: where in a line of `out` they go.
+        out: (M, T, S) the bits of float16.
+    """
+    block = values.shape[2]
+    sign, size = np.empty(block, np.uint32), np.empty(block, np.uint32)
+    for frame in range(start, stop):
+        for t in range(values.shape[1]):
+            value, bit = values[frame, t], bits[frame, t]
+            half = out[frame, t, first : first + block]
+            for s in range(block):
+                sign[s] = (bit[s] >> np.uint32(16)) & np.uint32(0x8000)
+                size[s] = bit[s] & np.uint32(0x7FFFFFFF)
+                bit[s] = size[s]
+            for s in range(block):
+                value[s] += np.float32(0.5)  # a float16 below 2^-14 is a multiple of 2^-24
+            for s in range(block):
+                odd = (size[s] >> np.uint32(13)) & np.uint32(1)
+                normal = (size[s] + np.uint32(0xFFF) + odd - np.uint32(112 << 23)) >> np.uint32(13)
+                normal = min(normal, np.uint32(0x7C00))
+                small = bit[s] - np.uint32(0x3F000000)
+                rounded = small if size[s] < np.uint32(113 << 23) else normal
+                half[s] = np.uint16(sign[s] | rounded)
 
 
 @compiled
