@@ -185,13 +185,17 @@ class Bank:
             candidates = np.take_along_axis(candidates, order, 1)
             least = codes.least_distances(coded, np.take_along_axis(keys, order, 1))  # (q, c)
 
-            exact = np.full(candidates.shape, np.inf)
-            exact[:, :k] = self._sq_dists(queries[block], candidates[:, :k], excluded, kernels)
-            kth = np.sqrt(exact[:, :k].max(axis=1, keepdims=True))  # or nearer
-            owner, column = np.nonzero((least <= kth) & np.isinf(exact))
-            doubtful = candidates[owner, column]
-            exact[owner, column] = kernels.sq_dists(queries[block], self.features, owner, doubtful)
-            sq_dists[block], rows[block] = in_order(exact, candidates, k)
+            first = self._sq_dists(queries[block], candidates[:, :k], excluded, kernels)
+            kth = np.sqrt(first.max(axis=1, keepdims=True))  # no nearest row is farther
+            doubtful = least[:, k:] <= kth
+            width = k + int(doubtful.sum(axis=1).max(initial=0))
+            exact = np.full((len(first), width), np.inf)
+            exact[:, :k] = first
+            owner, column = np.nonzero(doubtful)
+            exact[owner, k + column] = kernels.sq_dists(
+                queries[block], self.features, owner, candidates[owner, k + column]
+            )
+            sq_dists[block], rows[block] = in_order(exact, candidates[:, :width], k)
             is_open[block] = least[:, -1] <= kth[:, 0]  # a row not proposed could be as near
             if is_open[block].mean() > 0.5:  # rounding leaves too little of such features
                 self._codes, self._coding_failed = None, True
