@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.cores import free_cores, in_parallel
+from nnad.cores import free_cores
 
 LARGEST_DIM = 32_768  # sums of longer vectors could overflow 32 bits
-_BANK_ROWS = 4096  # rows a product
+_BANK_ROWS = 1024  # rows a product
 _ROUNDED_ROWS = 64  # rows rounded at a time
 _MARGIN = 1e-6  # relative; far above what float64 loses while it measures
 
@@ -48,8 +48,7 @@ class Codes:
         self._blocks: list[NDArray[np.int8]] = []  # each (D, n), c - 64
         self._sq_norms: list[NDArray[np.int32]] = []  # each (n,), |c - 64|^2
         for start in range(0, len(features), _BANK_ROWS):
-            rows = features[start : start + _BANK_ROWS]
-            codes, sq_norms, lost = self._rounded(rows, np.int8, 0)
+            codes, sq_norms, lost = self._rounded(features[start : start + _BANK_ROWS], np.int8, 0)
             self._blocks.append(np.ascontiguousarray(codes.T))
             self._sq_norms.append(sq_norms.astype(np.int32))
             self._lost = max(self._lost, float(lost.max()))
@@ -91,7 +90,8 @@ class Codes:
         codes = np.empty(rows.shape, dtype=dtype)
         sq_norms, lost = np.empty(len(rows)), np.empty(len(rows))
 
-        def round_part(part: slice) -> None:
+        for start in range(0, len(rows), _ROUNDED_ROWS):
+            part = slice(start, start + _ROUNDED_ROWS)
             with np.errstate(over="ignore"):
                 residual = (rows[part] - self._low) / self._step
                 centred = np.clip(np.rint(residual), -64, 191)
@@ -102,9 +102,6 @@ class Codes:
             sq_norms[part] = np.square(centred).sum(axis=1, dtype=np.float64)
             centred += zero
             codes[part] = centred
-
-        starts = range(0, len(rows), _ROUNDED_ROWS)
-        in_parallel(round_part, [slice(i, i + _ROUNDED_ROWS) for i in starts])
         return codes, sq_norms, lost
 
 

@@ -32,14 +32,18 @@ def in_parallel(function: Callable[[_Part], None], parts: Iterable[_Part]) -> No
     if free_cores() == 1 or len(parts) <= 1:
         for part in parts:
             function(part)
-        return
-
-    def mark() -> None:
-        _THREAD.is_one_of_many = True
-
-    with ThreadPoolExecutor(free_cores(), initializer=mark) as pool:
-        for job in [pool.submit(function, part) for part in parts]:
+    else:
+        for job in [_pool(os.getpid()).submit(function, part) for part in parts]:
             job.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 (threads do not outlive a fork)
+    return ThreadPoolExecutor(usable_cores(), initializer=_mark_thread)
+
+
+def _mark_thread() -> None:
+    _THREAD.is_one_of_many = True
 
 
 @cache

@@ -30,7 +30,7 @@ _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _CODING = threading.Lock()  # two threads need not make the same codes
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
-_NORM_ROWS = 1024  # bank rows squared in float64 at a time
+_NORM_ROWS = 256  # bank rows squared in float64, or checked, at a time
 
 
 class Neighbors(NamedTuple):
@@ -141,7 +141,7 @@ class Bank:
             return np.empty((len(rows), 0), dtype=np.int64)
         unknown = np.unique(rows[graph[rows, 0] < 0])
         if len(unknown):
-            points = self.features[unknown]
+            points = self.features if len(unknown) == len(self) else self.features[unknown]
             found = self.nearest(points, graph.shape[1], exclude=unknown, kernels=kernels)
             graph[unknown] = found.rows
         around = graph[rows]  # (R, width or more)
@@ -306,8 +306,8 @@ def checked_features(
         raise InputError(f"{name}: dtype {array.dtype}; expected real numbers")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    for start in range(0, len(array), _BANK_ROWS):
-        largest = np.abs(array[start : start + _BANK_ROWS]).max(axis=1)
+    for start in range(0, len(array), _NORM_ROWS):
+        largest = np.abs(array[start : start + _NORM_ROWS]).max(axis=1)
         good = largest <= _LARGEST / np.sqrt(array.shape[1])  # false for NaN
         if not good.all():
             row = start + int(np.argmin(good))

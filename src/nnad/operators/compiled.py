@@ -24,7 +24,9 @@ def compiled(function: _Function) -> _Function:
 
 def summing(function: _Function) -> _Function:
     """Compile as above, and let sums be taken in any order."""
-    compiler: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+    compiler: Any = numba.njit(
+        cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"}
+    )
     made: _Function = compiler(function)
     return made
 

@@ -89,7 +89,12 @@ def _sq_dists(
     last = stop - 1
     for p0 in range(start, stop, 4):
         p1, p2, p3 = min(p0 + 1, last), min(p0 + 2, last), min(p0 + 3, last)
-        q0, q1, q2, q3 = queries[owner[p0]], queries[owner[p1]], queries[owner[p2]], queries[owner[p3]]
+        q0, q1, q2, q3 = (
+            queries[owner[p0]],
+            queries[owner[p1]],
+            queries[owner[p2]],
+            queries[owner[p3]],
+        )
         x0, x1, x2, x3 = bank[rows[p0]], bank[rows[p1]], bank[rows[p2]], bank[rows[p3]]
         t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
         for d in range(len(x0)):
