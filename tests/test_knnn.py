@@ -200,6 +200,19 @@ def test_every_half_is_decoded():
     np.testing.assert_array_equal(decoded.view(np.uint32), np.float32(halves).view("u4"))
 
 
+def test_halves_are_encoded_to_the_nearest():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    exact = np.float32(halves[np.isfinite(halves)])
+    between = (exact[:-1] + exact[1:]) / 2  # ties
+    values = np.concatenate([exact, between, between * np.float32(1 + 1e-6), [1e-9, 7e4, -1e38]])
+    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16)
+    encoded = np.empty(len(values), dtype=np.uint16)
+    frames._encode_halves(values, values.view(np.uint32), encoded)
+    np.testing.assert_array_equal(encoded.view(np.float16), expected)
+
+
 def test_the_order_of_bank_rows_does_not_matter():
     features, queries = relu_like(90, 31), relu_like(20, 31, seed=1)
     shuffled = features[np.random.default_rng(0).permutation(90)]

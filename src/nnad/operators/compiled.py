@@ -31,12 +31,15 @@ def summing(function: _Function) -> _Function:
     return made
 
 
-def in_threads(kernel: Callable[..., None], count: int, *args: object, least: int = 4) -> None:
+def in_threads(
+    kernel: Callable[..., None], count: int, *args: object, least: int = 4, per_core: int = 4
+) -> None:
     """Call kernel(start, stop, *args) for parts of range(count) on all cores.
 
-    A part has `least` items or more: to start threads takes longer than a few of them.
+    A part has `least` items or more: to start a thread takes longer than a few of them. There are
+    up to `per_core` parts a core, so that none waits long for another.
     """
-    n_parts = min(4 * free_cores(), count // least)  # more than cores, so that none waits long
+    n_parts = min(per_core * free_cores(), count // least)
     if n_parts <= 1 or free_cores() == 1:
         kernel(0, count, *args)
         return

@@ -25,7 +25,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _BLOCK = 64  # sets handled side by side
-_FRAMES = 1024  # frames made at a time
 _SWEEPS = 30  # Jacobi converges in 5 to 8
 _NEGLIGIBLE = 1e-34  # an entry whose square is this part of its diagonal entries' product
 
@@ -46,43 +45,73 @@ def build(
         members: (M, K) rows of each neighbourhood, K >= 2.
         layout: (L, S).
         unit: variance that counts as 1; for `ridge_frames` R of them, (R,).
-        out: (M, ., S) result, see the kernels.
+        out: (M, ., S) result in float16, float32 or float64, see the kernels.
     """
     used = np.zeros(len(features), dtype=bool)
     used[members] = True
     rows, members = np.flatnonzero(used), (np.cumsum(used) - 1)[members]
-    made_as = np.float64 if out.dtype == np.float64 else np.float32
-    for first in range(0, layout.shape[1], _BLOCK):
-        columns = np.ascontiguousarray(layout[:, first : first + _BLOCK])  # (L, B)
-        arranged = np.empty((len(rows), *columns.shape), dtype=np.float32)
-        in_threads(_arrange, len(rows), features, rows, columns, arranged)
-        for start in range(0, len(members), _FRAMES):
-            part = members[start : start + _FRAMES]
-            made = np.empty((len(part), out.shape[1], columns.shape[1]), dtype=made_as)
-            in_threads(kernel, len(part), arranged, part, columns, unit, made)
-            if out.dtype == np.float16:
-                bits, halves = made.view(np.uint32), out[start : start + _FRAMES].view(np.uint16)
-                in_threads(_encode_halves, len(part), made, bits, first, halves)
-            else:
-                out[start : start + _FRAMES, :, first : first + _BLOCK] = made
+    halves = np.empty((0, *out.shape[1:]), dtype=np.uint16)
+    if out.dtype == np.float16:
+        halves, out = out.view(np.uint16), np.empty(halves.shape, dtype=np.float32)
+    args = (features, rows, members, layout, unit, out, halves)
+    in_threads(kernel, len(members), *args, per_core=1)  # as each part arranges its rows
+
+
+@compiled
+def _seen(rows: Ints, members: Ints) -> tuple[Ints, Ints]:
+    """Those of the rows (U,) that some members (M, K) mean, and the members among these."""
+    place, local = np.full(len(rows), -1), np.empty(members.shape, np.int64)
+    seen, n = np.empty(len(rows), np.int64), 0
+    for m in range(len(members)):
+        for k in range(members.shape[1]):
+            row = members[m, k]
+            if place[row] < 0:
+                place[row], seen[n] = n, rows[row]
+                n += 1
+            local[m, k] = place[row]
+    return seen[:n], local
 
 
 @compiled
 def _arrange(
-    start: int,
-    stop: int,
     features: NDArray[np.float32],
     rows: Ints,
-    columns: Ints,
+    layout: Ints,
+    first: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Copy rows (U,) of the features so that a line holds one feature of each set, (U, L, B)."""
-    for u in range(start, stop):
+    """Copy rows (U,) so that a line holds one feature of each set from `first` on, (U, L, B)."""
+    size, sets = layout.shape
+    width = min(out.shape[2], sets - first)
+    out[:, :, width:] = 0
+    for u in range(len(rows)):
         row = features[rows[u]]
-        for i in range(len(columns)):
-            line, column = out[u, i], columns[i]
-            for s in range(len(line)):
-                line[s] = row[column[s]] if column[s] >= 0 else np.float32(0)
+        for i in range(size):
+            line, column = out[u, i], layout[i, first : first + width]
+            for s in range(width):
+                line[s] = row[column[s]]
+            if column[width - 1] < 0:  # only the last set may be short
+                line[width - 1] = 0
+
+
+@compiled
+def _store(
+    made: NDArray[Any],
+    width: int,
+    frame: int,
+    first: int,
+    out: NDArray[Any],
+    halves: NDArray[np.uint16],
+) -> None:
+    """Round a block of sets (T, B) to its place in `out`, or in `halves` if this is not empty."""
+    bits = made.view(np.uint32)
+    for t in range(len(made)):
+        if len(halves):
+            _encode_halves(made[t], bits[t], halves[frame, t, first : first + width])
+        else:
+            source, target = made[t], out[frame, t, first : first + width]
+            for s in range(width):
+                target[s] = source[s]
 
 
 @compiled
@@ -176,40 +205,47 @@ def _inverse_factor(matrix: Floats) -> None:
 def ridge_frames(
     start: int,
     stop: int,
-    arranged: NDArray[np.float32],
+    features: NDArray[np.float32],
+    rows: Ints,
     members: Ints,
-    columns: Ints,
+    layout: Ints,
     units: Floats,
-    out: NDArray[np.float32],
+    out: NDArray[Any],
+    halves: NDArray[np.uint16],
 ) -> None:
     """W with W' W = (covariance / unit + 1)^-1 of each set, for R units.
 
     Args:
         start, stop: the frames to compute.
-        arranged: (U, L, B), see `_arrange`.
-        members: (M, K) rows of each neighbourhood.
-        columns: (L, B), the features in a set; -1 where a short last set has none.
+        features: (N, D).
+        rows: (U,) rows of the features.
+        members: (M, K) which of these make each neighbourhood.
+        layout: (L, S).
         units: (R,) variances that count as 1: ridges.
-        out: (M, R L (L + 1) / 2, B) result, lower triangles.
+        out: (M, R L (L + 1) / 2, S) result, lower triangles; or empty.
+        halves: the same as bits of float16; or empty.
     """
-    size, block = columns.shape
-    n_entries = size * (size + 1) // 2
+    size, sets = layout.shape
+    block, n_entries = min(_BLOCK, sets), size * (size + 1) // 2
+    seen, local = _seen(rows, members[start:stop])
+    arranged = np.empty((len(seen), size, block), np.float32)
     shifted, total = np.empty((3, size, block)), np.empty((size, block))
     cov, matrix = np.empty((n_entries, block)), np.empty((n_entries, block))
-    for frame in range(start, stop):
-        _covariances(arranged, members[frame], shifted, total, cov)
-        for r in range(len(units)):
-            for t in range(n_entries):
-                source, target = cov[t], matrix[t]
-                for s in range(block):
-                    target[s] = source[s] * (1 / units[r])
-            for i in range(size):
-                matrix[i * (i + 3) // 2] += 1
-            _inverse_factor(matrix)
-            for t in range(n_entries):
-                source, rounded = matrix[t], out[frame, r * n_entries + t]
-                for s in range(block):
-                    rounded[s] = source[s]
+    made = np.empty((len(units) * n_entries, block), out.dtype)
+    for first in range(0, sets, block):
+        _arrange(features, seen, layout, first, arranged)
+        for frame in range(start, stop):
+            _covariances(arranged, local[frame - start], shifted, total, cov)
+            for r in range(len(units)):
+                for t in range(n_entries):
+                    source, target = cov[t], matrix[t]
+                    for s in range(block):
+                        target[s] = source[s] * (1 / units[r])
+                for i in range(size):
+                    matrix[i * (i + 3) // 2] += 1
+                _inverse_factor(matrix)
+                made[r * n_entries : (r + 1) * n_entries] = matrix
+            _store(made, min(block, sets - first), frame, first, out, halves)
 
 
 @compiled
@@ -272,81 +308,76 @@ def _jacobi(cov: Floats, vectors: Floats, work: Floats) -> None:
 def eigen_frames(
     start: int,
     stop: int,
-    arranged: NDArray[np.float32],
+    features: NDArray[np.float32],
+    rows: Ints,
     members: Ints,
-    columns: Ints,
+    layout: Ints,
     unit: float,
     out: NDArray[Any],
+    halves: NDArray[np.uint16],
 ) -> None:
     """sqrt(e / unit) and v of the n smallest eigenvalues e of each set's covariance.
 
     Args:
-        start, stop, arranged, members, columns: as in `ridge_frames`.
+        start, stop, features, rows, members, layout, halves: as in `ridge_frames`.
         unit: variance that counts as 1.
-        out: (M, n (1 + L), B): n square roots, smallest first, then n vectors of L entries.
+        out: (M, n (1 + L), S): n square roots, smallest first, then n vectors of L entries.
             What a short last set lacks is zero.
     """
-    size, block = columns.shape
-    n = out.shape[1] // (1 + size)
+    size, sets = layout.shape
+    block, n = min(_BLOCK, sets), out.shape[1] // (1 + size)
+    seen, local = _seen(rows, members[start:stop])
+    arranged = np.empty((len(seen), size, block), np.float32)
     shifted, total = np.empty((3, size, block)), np.empty((size, block))
     cov = np.empty((size * (size + 1) // 2, block))
-    vectors = np.empty((size, size, block))
-    work = np.empty((2, block))
-    values = np.empty(size)
-    for frame in range(start, stop):
-        out[frame] = 0
-        _covariances(arranged, members[frame], shifted, total, cov)
-        _jacobi(cov, vectors, work)
-        for s in range(block):
-            for i in range(size):
-                values[i] = cov[i * (i + 3) // 2, s] if columns[i, s] >= 0 else np.inf
-            for rank in range(n):
-                j = np.argmin(values)
-                if values[j] == np.inf:
-                    break
-                out[frame, rank, s] = np.sqrt(max(values[j], 0.0) / unit)
+    vectors, work = np.empty((size, size, block)), np.empty((2, block))
+    values, made = np.empty(size), np.empty((out.shape[1], block), out.dtype)
+    for first in range(0, sets, block):
+        width = min(block, sets - first)
+        _arrange(features, seen, layout, first, arranged)
+        for frame in range(start, stop):
+            made[:] = 0
+            _covariances(arranged, local[frame - start], shifted, total, cov)
+            _jacobi(cov, vectors, work)
+            for s in range(width):
                 for i in range(size):
-                    out[frame, n + rank * size + i, s] = vectors[j, i, s]
-                values[j] = np.inf
+                    real = layout[i, first + s] >= 0
+                    values[i] = cov[i * (i + 3) // 2, s] if real else np.inf
+                for rank in range(n):
+                    j = np.argmin(values)
+                    if values[j] == np.inf:
+                        break
+                    made[rank, s] = np.sqrt(max(values[j], 0.0) / unit)
+                    for i in range(size):
+                        made[n + rank * size + i, s] = vectors[j, i, s]
+                    values[j] = np.inf
+            _store(made, width, frame, first, out, halves)
 
 
 @compiled
 def _encode_halves(
-    start: int,
-    stop: int,
-    values: NDArray[np.float32],
-    bits: NDArray[np.uint32],
-    first: int,
-    out: NDArray[np.uint16],
+    values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDArray[np.uint16]
 ) -> None:
     """float32 -> float16, rounded to nearest even; what is too large becomes infinite.
 
     Args:
-        start, stop: the frames to encode.
-        values: (M, T, B) finite; destroyed.
-        bits: (M, T, B) the memory of `values` seen as uint32.
-        first: where in a line of `out` they go.
-        out: (M, T, S) the bits of float16.
+        values: (B,) finite; destroyed.
+        bits: (B,) the memory of `values` seen as uint32.
+        out: (S,) the bits of float16, S <= B.
     """
-    block = values.shape[2]
-    sign, size = np.empty(block, np.uint32), np.empty(block, np.uint32)
-    for frame in range(start, stop):
-        for t in range(values.shape[1]):
-            value, bit = values[frame, t], bits[frame, t]
-            half = out[frame, t, first : first + block]
-            for s in range(block):
-                sign[s] = (bit[s] >> np.uint32(16)) & np.uint32(0x8000)
-                size[s] = bit[s] & np.uint32(0x7FFFFFFF)
-                bit[s] = size[s]
-            for s in range(block):
-                value[s] += np.float32(0.5)  # a float16 below 2^-14 is a multiple of 2^-24
-            for s in range(block):
-                odd = (size[s] >> np.uint32(13)) & np.uint32(1)
-                normal = (size[s] + np.uint32(0xFFF) + odd - np.uint32(112 << 23)) >> np.uint32(13)
-                normal = min(normal, np.uint32(0x7C00))
-                small = bit[s] - np.uint32(0x3F000000)
-                rounded = small if size[s] < np.uint32(113 << 23) else normal
-                half[s] = np.uint16(sign[s] | rounded)
+    for s in range(len(out)):
+        sign = (bits[s] >> np.uint32(16)) & np.uint32(0x8000)
+        size = bits[s] & np.uint32(0x7FFFFFFF)
+        odd = (size >> np.uint32(13)) & np.uint32(1)
+        half = (size + np.uint32(0xFFF) + odd - np.uint32(112 << 23)) >> np.uint32(13)
+        out[s] = np.uint16(sign | min(half, np.uint32(0x7C00)))
+        bits[s] = size
+    for s in range(len(out)):
+        values[s] += np.float32(0.5)  # a float16 below 2^-14 is a multiple of 2^-24
+    for s in range(len(out)):
+        small = bits[s] - np.uint32(0x3F000000)
+        if small <= np.uint32(0x400):
+            out[s] = np.uint16((out[s] & np.uint16(0x8000)) | small)
 
 
 @compiled

@@ -32,7 +32,7 @@ from nnad.operators.compiled_search import COMPILED
 from nnad.operators.frame_cache import FrameCache
 from nnad.operators.pair_sums import pair_parts
 
-_BLOCK_BYTES = 2_000_000  # frames that are not stored, at a time
+_BLOCK_BYTES = 1_000_000  # frames made or copied at a time for queries
 _LOCK = threading.RLock()  # what operators remember is filled by one thread at a time
 
 
@@ -212,8 +212,8 @@ class KNNN:
         if self.storage == "eager" and self._remembered(ridges):
             step = len(queries)
         for block in _blocks(len(queries), max(1, step)):
-            found, slots = self._frames_of(rows[block], ridges)
-            totals, _ = self._totals(queries[block], rows[block], slots, found, ridges)
+            stored, slots = self._frames_of(rows[block], ridges)
+            totals, _ = self._totals(queries[block], rows[block], slots, stored, ridges)
             scores[block] = self._reduced(totals)
         return scores
 
@@ -318,12 +318,12 @@ class KNNN:
 
         If frames depend on the ridge, those of R ridges (by default of its own) come in a row.
         """
-        ridges = np.array([self.ridge]) if ridges is None else ridges
         entries, sets = self._frame_shape
+        kernel: Any = frames.eigen_frames
+        unit: Any = self.vbar
         if self._by_ridge:
-            kernel, unit, entries = frames.ridge_frames, ridges * self.vbar, entries * len(ridges)
-        else:
-            kernel, unit = frames.eigen_frames, self.vbar
+            units = self.vbar * (np.array([self.ridge]) if ridges is None else ridges)
+            kernel, unit, entries = frames.ridge_frames, units, entries * len(units)
         built = np.empty((len(members), entries, sets), dtype=self.precision)
         frames.build(kernel, self.bank.features, members, self._layout, unit, built)
         return built
