@@ -14,6 +14,7 @@ from nnad.neighbors import Bank
 from nnad.operators import frames, ordering
 from nnad.operators import knnn as knnn_module
 from nnad.operators import settings as operator_settings
+from nnad.operators.halves import decode_halves, encode_halves
 from nnad.operators.knnn import KNNN
 from nnad.operators.knnn_author import AuthorKNNN, author_order
 from nnad.presets import preset
@@ -196,7 +197,7 @@ def test_every_half_is_decoded():
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)].reshape(2, -1)
     decoded = np.empty(halves.shape, dtype=np.float32)
-    frames.decode_halves(halves.view(np.uint16), decoded.view(np.uint32), decoded)
+    decode_halves(halves.view(np.uint16), decoded.view(np.uint32), decoded)
     np.testing.assert_array_equal(decoded.view(np.uint32), np.float32(halves).view("u4"))
 
 
@@ -209,7 +210,7 @@ def test_halves_are_encoded_to_the_nearest():
     with np.errstate(over="ignore"):
         expected = values.astype(np.float16)
     encoded = np.empty(len(values), dtype=np.uint16)
-    frames._encode_halves(values, values.view(np.uint32), encoded)
+    encode_halves(values, values.view(np.uint32), encoded)
     np.testing.assert_array_equal(encoded.view(np.float16), expected)
 
 

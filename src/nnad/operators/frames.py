@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.operators.compiled import compiled, in_threads
+from nnad.operators.halves import encode_halves
+from nnad.operators.small_matrices import inverse_factor, jacobi
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _BLOCK = 64  # sets handled side by side
-_SWEEPS = 30  # Jacobi converges in 5 to 8
-_NEGLIGIBLE = 1e-34  # an entry whose square is this part of its diagonal entries' product
 
 
 def build(
@@ -107,7 +107,7 @@ def _store(
     bits = made.view(np.uint32)
     for t in range(len(made)):
         if len(halves):
-            _encode_halves(made[t], bits[t], halves[frame, t, first : first + width])
+            encode_halves(made[t], bits[t], halves[frame, t, first : first + width])
         else:
             source, target = made[t], out[frame, t, first : first + width]
             for s in range(width):
@@ -165,43 +165,6 @@ def _covariances(
 
 
 @compiled
-def _inverse_factor(matrix: Floats) -> None:
-    """Lower triangles A (L (L + 1) / 2, B) of definite matrices -> W with W' W = A^-1, in place.
-
-    A = C C' by Cholesky, then W = C^-1.
-    """
-    n_entries, block = matrix.shape
-    size = int(np.sqrt(2 * n_entries))
-    for j in range(size):
-        pivot = matrix[j * (j + 3) // 2]
-        for s in range(block):
-            pivot[s] = 1 / np.sqrt(pivot[s])  # of W already
-        for i in range(j + 1, size):
-            below = matrix[i * (i + 1) // 2 + j]
-            for s in range(block):
-                below[s] *= pivot[s]
-            for m in range(j + 1, i + 1):
-                entry, other = matrix[i * (i + 1) // 2 + m], matrix[m * (m + 1) // 2 + j]
-                for s in range(block):
-                    entry[s] -= below[s] * other[s]
-    for j in range(size):
-        for i in range(j + 1, size):  # w_ij = -w_ii sum_m c_im w_mj, j <= m < i
-            entry, first, pivot = (
-                matrix[i * (i + 1) // 2 + j],
-                matrix[j * (j + 3) // 2],
-                matrix[i * (i + 3) // 2],
-            )
-            for s in range(block):
-                entry[s] *= first[s]
-            for m in range(j + 1, i):
-                c, w = matrix[i * (i + 1) // 2 + m], matrix[m * (m + 1) // 2 + j]
-                for s in range(block):
-                    entry[s] += c[s] * w[s]
-            for s in range(block):
-                entry[s] *= -pivot[s]
-
-
-@compiled
 def ridge_frames(
     start: int,
     stop: int,
@@ -243,65 +206,9 @@ def ridge_frames(
                         target[s] = source[s] * (1 / units[r])
                 for i in range(size):
                     matrix[i * (i + 3) // 2] += 1
-                _inverse_factor(matrix)
+                inverse_factor(matrix)
                 made[r * n_entries : (r + 1) * n_entries] = matrix
             _store(made, min(block, sets - first), frame, first, out, halves)
-
-
-@compiled
-def _diagonal(cov: Floats, size: int) -> bool:
-    """Whether all entries beside the diagonal have become negligible."""
-    for q in range(size):
-        for p in range(q):
-            pp, qq, pq = p * (p + 3) // 2, q * (q + 3) // 2, q * (q + 1) // 2 + p
-            for s in range(cov.shape[1]):
-                if cov[pq, s] ** 2 > _NEGLIGIBLE * np.abs(cov[pp, s] * cov[qq, s]) + 1e-300:
-                    return False
-    return True
-
-
-@compiled
-def _jacobi(cov: Floats, vectors: Floats, work: Floats) -> None:
-    """Eigenvalues and eigenvectors of B symmetric matrices by cyclic Jacobi rotations, in place.
-
-    Args:
-        cov: (L (L + 1) / 2, B) lower triangles; the diagonal becomes the eigenvalues.
-        vectors: (L, L, B) result: vectors[j, :, b] belongs to diagonal entry j.
-        work: (2, B) work space for the cosines and sines.
-    """
-    size, _, block = vectors.shape
-    vectors[:] = 0
-    for i in range(size):
-        vectors[i, i] = 1
-    for _ in range(_SWEEPS):
-        if _diagonal(cov, size):
-            return
-        for q in range(size):
-            for p in range(q):
-                pp, qq, pq = p * (p + 3) // 2, q * (q + 3) // 2, q * (q + 1) // 2 + p
-                for s in range(block):  # rotate so that entry pq becomes 0
-                    a = cov[pq, s]
-                    small = a * a <= _NEGLIGIBLE * np.abs(cov[pp, s] * cov[qq, s]) + 1e-300
-                    theta = (cov[qq, s] - cov[pp, s]) / (1.0 if small else 2 * a)
-                    tangent = 1 / (np.abs(theta) + np.sqrt(theta * theta + 1))
-                    tangent = 0.0 if small else (-tangent if theta < 0 else tangent)
-                    work[0, s] = 1 / np.sqrt(tangent * tangent + 1)
-                    work[1, s] = tangent * work[0, s]
-                    cov[pp, s] -= tangent * a
-                    cov[qq, s] += tangent * a
-                    cov[pq, s] = 0
-                for r in range(size):
-                    if r not in (p, q):
-                        rp = r * (r + 1) // 2 + p if r > p else p * (p + 1) // 2 + r
-                        rq = r * (r + 1) // 2 + q if r > q else q * (q + 1) // 2 + r
-                        for s in range(block):
-                            x, y = cov[rp, s], cov[rq, s]
-                            cov[rp, s] = work[0, s] * x - work[1, s] * y
-                            cov[rq, s] = work[1, s] * x + work[0, s] * y
-                    for s in range(block):
-                        x, y = vectors[p, r, s], vectors[q, r, s]
-                        vectors[p, r, s] = work[0, s] * x - work[1, s] * y
-                        vectors[q, r, s] = work[1, s] * x + work[0, s] * y
 
 
 @compiled
@@ -338,7 +245,7 @@ def eigen_frames(
         for frame in range(start, stop):
             made[:] = 0
             _covariances(arranged, local[frame - start], shifted, total, cov)
-            _jacobi(cov, vectors, work)
+            jacobi(cov, vectors, work)
             for s in range(width):
                 for i in range(size):
                     real = layout[i, first + s] >= 0
@@ -352,50 +259,3 @@ def eigen_frames(
                         made[n + rank * size + i, s] = vectors[j, i, s]
                     values[j] = np.inf
             _store(made, width, frame, first, out, halves)
-
-
-@compiled
-def _encode_halves(
-    values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDArray[np.uint16]
-) -> None:
-    """float32 -> float16, rounded to nearest even; what is too large becomes infinite.
-
-    Args:
-        values: (B,) finite; destroyed.
-        bits: (B,) the memory of `values` seen as uint32.
-        out: (S,) the bits of float16, S <= B.
-    """
-    for s in range(len(out)):
-        sign = (bits[s] >> np.uint32(16)) & np.uint32(0x8000)
-        size = bits[s] & np.uint32(0x7FFFFFFF)
-        odd = (size >> np.uint32(13)) & np.uint32(1)
-        half = (size + np.uint32(0xFFF) + odd - np.uint32(112 << 23)) >> np.uint32(13)
-        out[s] = np.uint16(sign | min(half, np.uint32(0x7C00)))
-        bits[s] = size
-    for s in range(len(out)):
-        values[s] += np.float32(0.5)  # a float16 below 2^-14 is a multiple of 2^-24
-    for s in range(len(out)):
-        small = bits[s] - np.uint32(0x3F000000)
-        if small <= np.uint32(0x400):
-            out[s] = np.uint16((out[s] & np.uint16(0x8000)) | small)
-
-
-@compiled
-def decode_halves(
-    halves: NDArray[np.uint16], bits: NDArray[np.uint32], out: NDArray[np.float32]
-) -> None:
-    """float16 -> float32: the bits are moved and the exponent is corrected.
-
-    Args:
-        halves: (T, S) the bits of float16; finite numbers only.
-        bits: (T, S) the memory of `out` seen as uint32.
-        out: (T, S) result.
-    """
-    for t in range(len(halves)):
-        half, bit, value = halves[t], bits[t], out[t]
-        for s in range(len(half)):
-            bit[s] = (np.uint32(half[s]) & np.uint32(0x7FFF)) << np.uint32(13)
-        for s in range(len(half)):
-            value[s] *= np.float32(2.0**112)
-        for s in range(len(half)):
-            bit[s] |= (np.uint32(half[s]) & np.uint32(0x8000)) << np.uint32(16)

@@ -196,7 +196,10 @@ class KNNN:
     def score_ridges(
         self, queries: NDArray[Any], ridges: Any, found: Neighbors | None = None
     ) -> NDArray[np.float64]:
-        """(Q, D) -> (Q, R): the scores under R ridges, from one set of frames.
+        """(Q, D) -> (Q, R): the scores under R ridges.
+
+        For p = 2 with all eigenvectors frames are made for one ridge: those of other ridges than
+        the operator's own are made anew, for the neighbours that the queries have.
 
         Raises:
             InputError: the queries' shape does not fit, or a ridge is not above 0.

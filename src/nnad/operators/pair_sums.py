@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.operators.compiled import compiled
-from nnad.operators.frames import decode_halves
+from nnad.operators.halves import decode_halves
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
