@@ -25,13 +25,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nnad import NnadError, model_file
+from nnad import NnadError, model_file, model_writing
 from nnad.backbones import Backbone, Preprocessing
 from nnad.detector import Detector
 from nnad.efficientnet import _weights_path
 from nnad.errors import BackboneError, ImageError, ImageWarning, ModelError
+from nnad.history import History
 from nnad.images import MAX_PIXELS, read_image
 from nnad.operators import make_operator, settings
+from nnad.scorer import Known, Scorer
 from nnad.weights import parse_state_dict
 
 NAME = "the/file"
@@ -177,6 +179,12 @@ def model_seed() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     backbone = Backbone("small", Preprocessing(32), b"no network")
     operator = make_operator("knn")
+    names = [f"good-{i}.png" for i in range(6)]
+    features = rng.random((6, 8), np.float32)
+    history = History.begin(names[:4], features[:4], "me")
+    history = history.add(names[4:], features[4:], "", "me").remove(names[1:3], "", "me")
+    history = history.undo("", "me").set_budget(None, 0.2, "", "me")
+    scorer = Scorer(features, "root", operator, products=2)
     saved = model_file.Saved(
         settings={
             "nnad": "0",
@@ -186,16 +194,17 @@ def model_seed() -> dict[str, bytes]:
             "operator": {"name": "knn", "settings": settings(operator)},
             "reason": "as asked for",
             "false_alarms": None,
+            "calibration": "leave-one-out",
+            "products": 2,
+            "product_names": scorer.calibration.product_names,
             "export": None,
         },
         encoders=backbone.networks,
-        names=tuple(f"good-{i}.png" for i in range(6)),
-        features=rng.random((6, 8), np.float32),
-        good_scores=rng.random(6),
-        operator_state={},
+        history=history,
+        known=Known(scorer.bank.graph, {}, scorer.calibration, scorer.products),
     )
     with tempfile.TemporaryDirectory() as folder:
-        model_file.write_model(Path(folder, "m"), saved)
+        model_writing.write_model(Path(folder, "m"), saved)
         return {p.name: p.read_bytes() for p in Path(folder, "m").iterdir() if p.name != ".lock"}
 
 
@@ -278,7 +287,7 @@ def mutate_model(files: dict[str, bytes], rng: random.Random) -> tuple[str, dict
         manifest = json.dumps(json.loads(manifest.replace(name, renamed))["content"])
     try:
         content = json.loads(manifest)
-        checksum = model_file._checksum(content)
+        checksum = model_file.checksum(content)
     except (ValueError, RecursionError):
         content, checksum = manifest, ""
     head = {

@@ -30,7 +30,7 @@ def nnad(*arguments, cwd=None) -> subprocess.CompletedProcess:
 def test_help_and_version():
     done = nnad("--help")
     assert done.returncode == 0
-    for command in ("fit", "score", "preflight", "info", "demo"):
+    for command in ("fit", "score", "explain", "evaluate", "preflight", "info", "demo"):
         assert command in done.stdout
         assert nnad(command, "--help").returncode == 0
     assert nnad("--version").stdout.startswith("nnad 0.")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mutations
 import numpy as np
@@ -25,10 +26,13 @@ from nnad import (
     ModelError,
     image_limits,
     model_file,
+    model_writing,
     opcodes,
 )
+from nnad.history import History, Segment
 from nnad.images import read_image
-from nnad.model_file import check_writable, read_model
+from nnad.model_file import read_model
+from nnad.model_writing import check_writable
 from nnad.weights import parse_state_dict
 
 GREY = Image.new("L", (8, 8), 99)
@@ -349,6 +353,7 @@ def test_pipes_in_a_model_do_not_hang(small_model):
     ("change", "message"),
     [
         ({"names": (1, 2, 3, 4, 5, 6)}, "names of the good images are not text"),
+        ({"names": ("a",) * 5}, "with a name for each"),
         ({"features": np.zeros((6, 8))}, "not a table of float32"),
         ({"features": np.zeros(6, np.float32)}, "not a table of float32"),
         ({"features": np.full((6, 8), np.nan, np.float32)}, "the features are not finite"),
@@ -356,8 +361,10 @@ def test_pipes_in_a_model_do_not_hang(small_model):
 )
 def test_features_that_nnad_did_not_write(change, message, tmp_path, small_model):
     saved = read_model(small_model)
-    wrong = model_file.Saved(**{**saved.__dict__, **change})
-    model_file.write_model(tmp_path / "wrong", wrong)
+    names, features = saved.history.stored_names, saved.history.stored_features
+    segment = Segment(**{"names": names, "features": features, **change})
+    history = History((segment,), saved.history.changes)
+    model_writing.write_model(tmp_path / "wrong", replace(saved, history=history))
     with pytest.raises(ModelError, match=message):
         read_model(tmp_path / "wrong")
 
@@ -381,7 +388,7 @@ def test_every_setting_of_another_type(tmp_path):
             for key in place[:-1]:
                 parent = parent[key]
             parent[place[-1]] = value
-            told = {**manifest, "content": content, "checksum": model_file._checksum(content)}
+            told = {**manifest, "content": content, "checksum": model_file.checksum(content)}
             check_model({**files, "manifest.json": json.dumps(told).encode()}, tmp_path / "m")
 
 

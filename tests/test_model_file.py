@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from nnad import CallableBackbone, Detector, ModelError, model_file
+from nnad import CallableBackbone, Detector, ModelError, model_file, model_writing
 
 
 def scores(detector, folder):
@@ -44,7 +44,7 @@ def test_nothing_is_replaced_without_asking(detector, model, new_folder):
     other.save(model, overwrite=True)
     assert Detector.load(model).transform == "l2"
     kinds = sorted(p.name.partition("-")[0] for p in model.iterdir() if p.name[0] != ".")
-    assert kinds == ["bank", "calibration", "encoder", "manifest.json"]  # the old files are gone
+    assert kinds == ["bank", "encoder", "log", "manifest.json", "state"]  # the old files are gone
 
 
 def detector_images(detector):
@@ -100,19 +100,19 @@ def edit_manifest(model, change):
     manifest = json.loads(path.read_bytes())
     change(manifest)
     if isinstance(manifest.get("content"), dict):
-        manifest["checksum"] = model_file._checksum(manifest["content"])
+        manifest["checksum"] = model_file.checksum(manifest["content"])
     path.write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=99), "written in schema 99, this nnad reads schema 2"),
+        (lambda m: m.update(schema=99), "written in schema 99, this nnad reads schema 3"),
         (lambda m: m.update(format="other"), "not the manifest of an nnad model"),
         (lambda m: m["content"].update(encoder=["../../secret"]), "the manifest names"),
         (lambda m: m["content"].update(bank=[]), "damaged or not written by nnad"),
         (lambda m: m["content"]["bank"].append(m["content"]["bank"][0]), "differ in number"),
-        (lambda m: m["content"].update(calibration=m["content"]["bank"][0]), "damaged"),
+        (lambda m: m["content"].update(state=m["content"]["bank"][0]), "damaged"),
         (lambda m: m["content"].pop("settings"), "damaged or not written by nnad"),
         (lambda m: m["content"]["settings"].update(transform="cube"), "damaged or not written"),
         (
@@ -196,7 +196,7 @@ def test_a_reader_beside_a_writer(detector, model):
 
 
 def test_a_manifest_that_could_not_be_read_again_is_not_written(detector, model, monkeypatch):
-    monkeypatch.setattr(model_file, "_MAX_MANIFEST", 500)
+    monkeypatch.setattr(model_writing, "MAX_MANIFEST", 500)
     with pytest.raises(ModelError, match="too large to be saved"):
         detector.save(model, overwrite=True)
     monkeypatch.undo()

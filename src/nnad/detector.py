@@ -2,31 +2,31 @@
 
 import copy
 import os
-import warnings
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad import __version__, model_file
-from nnad.backbones import Backbone, Run, check_device, from_settings, load_backbone
-from nnad.calibrate import Calibration
-from nnad.cores import usable_cores
-from nnad.crossfit import cross_fitted
-from nnad.errors import ImageError, ImageWarning, InputError, ModelError, counted
+from nnad import saving
+from nnad.backbones import Backbone, Run, load_backbone
+from nnad.budgets import fewest_alarms, within_fdr
+from nnad.calibrate import Calibration, within
+from nnad.conformal import Method
+from nnad.embedding import Embedded, embed, extracted, warn_of_twins
+from nnad.errors import ImageError, InputError
 from nnad.export_check import check_export
-from nnad.features import extract
+from nnad.history import Change, History
 from nnad.images import Source
 from nnad.int8 import PRECISIONS, quantized
-from nnad.neighbors import Bank
-from nnad.operators import Operator, make_operator, operator_name, settings
+from nnad.model_writing import write_model
+from nnad.operators import Operator, make_operator, operator_name
 from nnad.operators.arguments import check_amount, check_count
-from nnad.progress import track
-from nnad.results import Neighbor, Result
+from nnad.products import parse_products
+from nnad.results import Neighbor, Result, decided
+from nnad.scorer import Scorer
 from nnad.sources import (
     calibration_sample,
     keeping_first,
@@ -34,13 +34,12 @@ from nnad.sources import (
     readable,
     without_repeats,
 )
-from nnad.transforms import TRANSFORMS, fit_transform, usual_transform
+from nnad.transforms import TRANSFORMS, usual_transform
 
 AUTO_REASON = (
     "auto: the distance to the local shape of the good images, the same at every number of images; "
     "no rule that chose by good images alone did better (docs/auto.md)"
 )
-_EVIDENCE = 3  # nearest good images told for each decision
 _CHUNK = 64  # images searched at a time; those of an iterator one by one, as it may be a camera
 
 
@@ -56,25 +55,24 @@ class Detector:
         k: the operator's neighbours, if the operator is given by name; its own default otherwise.
         false_alarms: the fraction of good images that may be called anomalies; 0.01 by default,
             or 1 / (n + 1) when there are too few good images (n < 99) for that.
+        calibration: where p-values come from, and what is promised: `leave-one-out`, `split`,
+            `cross` or `jackknife+`, see `nnad.conformal`; `split:0.25` lets a quarter of the good
+            images calibrate, `cross:10` makes 10 folds.
+        products: for good images of several products, each with a calibration of its own:
+            `folders`, named by the folder that holds an image, or the number of k-means clusters.
         precision: `float32`, or `int8`: `fit` first makes an int8 copy of the backbone, calibrated
             on at most 100 of the good images, see `nnad.int8`. A loaded model keeps its copy.
         workers: threads that decode and embed; one a core by default.
 
     After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone
-    returned them; `calibration`; `false_alarms`, the budget in force; `skipped`, what could not be
-    read while fitting; `export`, for a network that came from torch, the largest relative
-    difference that its export made to `features` and to `scores`.
+    returned them; `calibration`; `false_alarms`, the budget in force; `log`, all changes;
+    `skipped`, what could not be read while fitting or adding; `export`, for a network that came
+    from torch, the largest relative difference that its export made to `features` and to `scores`.
 
     Raises:
         InputError: an argument is out of range.
         BackboneError: the backbone cannot be loaded.
     """
-
-    names: tuple[str, ...]
-    features: NDArray[np.float32]
-    calibration: Calibration
-    skipped: tuple[Result, ...]
-    export: dict[str, float] | None = None
 
     def __init__(
         self,
@@ -84,6 +82,8 @@ class Detector:
         operator: str | Operator = "auto",
         k: int | None = None,
         false_alarms: float | None = None,
+        calibration: str = "leave-one-out",
+        products: str | int | None = None,
         precision: str = "float32",
         workers: int | None = None,
     ) -> None:
@@ -99,31 +99,68 @@ class Detector:
             raise InputError("k: goes with the name of an operator; this operator has its own")
         if workers is not None:
             workers = check_count("workers", workers)
-        if false_alarms is not None:
-            false_alarms = check_amount("false_alarms", false_alarms)
-            if not 0 < false_alarms < 1:
-                raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
         self.backbone = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
         self._float_backbone = self.backbone if precision == "int8" else None
         self.transform = self._asked_transform = transform
         self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
-        self._asked_false_alarms = false_alarms
+        self.method = Method.parse(calibration)
+        self.products = parse_products(products)
+        self.asked_false_alarms = _checked_budget(false_alarms)
+        self.skipped: tuple[Result, ...] = ()
+        self.export: dict[str, float] | None = None
+        self._scorer: Scorer | None = None
+        self._history: History | None = None
 
     def __repr__(self) -> str:
-        fitted = f"{len(self.names)} good images" if hasattr(self, "names") else "not fitted"
+        fitted = f"{len(self.names)} good images" if self._history else "not fitted"
         chosen = f"transform={self.transform!r}, operator={operator_name(self.operator)!r}"
         return f"Detector({self.backbone.name!r}, {chosen}): {fitted}"
 
     @property
     def false_alarms(self) -> float:
         """The false-alarm budget in force."""
-        return self._asked_false_alarms or self._fitted().calibration.default_budget()
+        return self.asked_false_alarms or self.calibration.default_budget()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(N,) the good images."""
+        return self.history.names
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """(N, D) features of the good images, as the backbone returned them."""
+        return self.history.features()
+
+    @property
+    def calibration(self) -> Calibration:
+        """What turns scores into p-values."""
+        return self.scorer.calibration
+
+    @property
+    def log(self) -> tuple[Change, ...]:
+        """All changes of the good images and the budget, oldest first."""
+        return self.history.changes
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores features. Raises an `InputError` before the fit."""
+        if self._scorer is None:
+            raise InputError("this detector has seen no good images; call fit first")
+        return self._scorer
+
+    @property
+    def history(self) -> History:
+        """The good images and their changes. Raises an `InputError` before the fit."""
+        if self._history is None:
+            raise InputError("this detector has seen no good images; call fit first")
+        return self._history
 
     def fit(
         self,
         images: Source | Iterable[Source],
         *,
+        by: str | None = None,
         cache: bool = True,
         progress: bool = False,
     ) -> Self:
@@ -131,6 +168,7 @@ class Detector:
 
         Args:
             images: see `find_images`; at least 4 that can be read, and more than the operator's k.
+            by: who fits, for the log; the user's login by default.
             cache: neither decode nor embed again what was fitted before, see
                 `nnad.feature_cache`; the result is the same, bit for bit.
             progress: show a bar on a terminal.
@@ -144,7 +182,8 @@ class Detector:
         if total is not None:
             named = without_repeats(named)
             total = len(named)
-            self._check_budget(total)
+            self.method.check(total)
+            self._check_budget(Calibration(np.empty(self.method.calibrating(total))))
         backbone = self.backbone
         if self._float_backbone:
             sample, named = calibration_sample(named, total)
@@ -152,45 +191,171 @@ class Detector:
         first: list[tuple[str, Source]] = []
         if backbone.exported:
             named = keeping_first(named, first)
-        names, features, skipped = [], [], []
-        extracted = self._extract(named, total, "good images", progress, backbone, cache=cache)
-        for name, feature in extracted:
-            if isinstance(feature, ImageError):
-                skipped.append(Result(name, error=str(feature)))
-            else:
-                names.append(name)
-                features.append(feature)
-        if skipped and not features:
-            raise InputError(
-                f"none of {counted(len(skipped), 'image')} can be read; {skipped[0].error}"
-            )
-        needed = max(4, getattr(self.operator, "k", 1) + 1)
-        if len(names) < needed:
-            reason = f" ({skipped[0].error})" if skipped else ""
-            raise InputError(f"too few good images: {len(names)}; {needed} are needed{reason}")
-        self._check_budget(len(names))
+        names, features, skipped = embed(
+            named, total, backbone, workers=self.workers, cache=cache, progress=progress
+        )
+        self._check_count(len(names), skipped)
         fitted = copy.copy(self)  # what fails below leaves this detector as it was
-        fitted.backbone, fitted.operator = backbone, copy.copy(self.operator)
-        stacked = np.stack(features)  # (N, D)
+        fitted.backbone, fitted.skipped = backbone, skipped
         if self._asked_transform == "auto":
-            fitted.transform = usual_transform(stacked)
-        fitted._set(tuple(names), stacked, {})
-        fitted.calibration = Calibration(fitted._left_out_scores())
-        fitted.skipped = tuple(skipped)
-        fitted.export = check_export(backbone, first, fitted._plain_scores) if first else None
-        fitted._warn_of_twins()
+            fitted.transform = usual_transform(features[self.method.bank_rows(features)])
+        scorer = Scorer(
+            features,
+            fitted.transform,
+            self.operator,
+            method=self.method,
+            products=self.products,
+            names=names,
+        )
+        self._check_budget(scorer.calibration)
+        fitted.set_fitted(scorer, History.begin(names, features, by))
+        fitted.export = (
+            check_export(backbone, first, lambda new: scorer.score(new).scores) if first else None
+        )
+        warn_of_twins(names, features, new=len(names))
         self.__dict__ = fitted.__dict__
         return self
+
+    def add(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        reason: str = "",
+        by: str | None = None,
+        cache: bool = True,
+        progress: bool = False,
+    ) -> Change:
+        """Take more good images. The detector is then equal to one fitted on all of them.
+
+        Args:
+            images: see `fit`; one that is in the detector already is left out with a warning.
+            reason: why, for the log.
+            by: who, for the log; the user's login by default.
+            cache: see `fit`.
+            progress: see `fit`.
+
+        Raises:
+            InputError: nothing to read, nothing new, or a name stands for another picture already.
+        """
+        return self.add_embedded(self.embed(images, cache=cache, progress=progress), reason, by)
+
+    def embed(
+        self, images: Source | Iterable[Source], *, cache: bool = True, progress: bool = False
+    ) -> Embedded:
+        """The slow part of `add`: it changes nothing."""
+        named, total = named_images(images, only_good=True)
+        if total is not None:
+            named = without_repeats(named)
+            total = len(named)
+        return embed(
+            named, total, self.backbone, workers=self.workers, cache=cache, progress=progress
+        )
+
+    def add_embedded(self, images: Embedded, reason: str = "", by: str | None = None) -> Change:
+        """The fast part of `add`."""
+        names, features, skipped = images
+        names, features = self.history.new_among(names, features)
+        if not names:
+            raise InputError("nothing to add: these images are all in the model already")
+        changed = self._change(self.history.add(names, features, reason, by))
+        changed.skipped = skipped
+        warn_of_twins(changed.names, changed.features, new=len(names))
+        self.__dict__ = changed.__dict__
+        return self.log[-1]
+
+    def remove(
+        self, names: str | Iterable[str], *, reason: str = "", by: str | None = None
+    ) -> Change:
+        """Forget good images. The detector is then equal to one fitted on the others.
+
+        Args:
+            names: as in `names`, or the end of a path that fits one image only.
+            reason: why, for the log.
+            by: who, for the log; the user's login by default.
+
+        Raises:
+            InputError: no such image, or too few are left.
+            BudgetError: those that are left cannot support the budget that was asked for.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        if not names:
+            raise InputError("names: no image to remove")
+        self.__dict__ = self._change(self.history.remove(names, reason, by)).__dict__
+        return self.log[-1]
+
+    def set_budget(
+        self, false_alarms: float | None, *, reason: str = "", by: str | None = None
+    ) -> Change:
+        """Change the false-alarm budget; None is the default one. No image is looked at again.
+
+        Raises:
+            InputError: it is not a fraction.
+            BudgetError: the good images cannot support it.
+        """
+        before = self.asked_false_alarms
+        changed = copy.copy(self)
+        changed.asked_false_alarms = _checked_budget(false_alarms)
+        changed._check_budget(self.calibration)
+        changed._history = self.history.set_budget(before, false_alarms, reason, by)
+        self.__dict__ = changed.__dict__
+        return self.log[-1]
+
+    def undo(self, *, reason: str = "", by: str | None = None) -> Change:
+        """Take back the last change that is in force, see `log`; once more, the one before it.
+
+        Raises:
+            InputError: there is none.
+            BudgetError: without it the good images cannot support the budget.
+        """
+        last = self.history.last()
+        if last.action == "budget" and last.budgets:
+            changed = copy.copy(self)
+            changed.asked_false_alarms = last.budgets[0]
+            changed._check_budget(self.calibration)
+            changed._history = self.history.undo(reason, by)
+        else:
+            changed = self._change(self.history.undo(reason, by))
+        self.__dict__ = changed.__dict__
+        return self.log[-1]
+
+    def _change(self, history: History) -> Self:
+        """This detector with other good images."""
+        self._check_count(len(history.rows))
+        changed = copy.copy(self)
+        old_rows = self.history.old_rows(history.rows)
+        scorer = self.scorer.edited(history.features(), old_rows, history.names)
+        self._check_budget(scorer.calibration)
+        changed.set_fitted(scorer, history)
+        return changed
 
     def score(
         self,
         images: Source | Iterable[Source],
         *,
         false_alarms: float | None = None,
+        fdr: float | None = None,
         progress: bool = False,
     ) -> list[Result]:
-        """Score images; one result each, in order. See `iter_scores`."""
-        return list(self.iter_scores(images, false_alarms=false_alarms, progress=progress))
+        """Score images; one result each, in order.
+
+        Args:
+            images: see `iter_scores`.
+            false_alarms: see `iter_scores`.
+            fdr: decide on all images together instead: on average at most this fraction of those
+                that are called anomalies is good, see `nnad.budgets.within_fdr`.
+            progress: see `iter_scores`.
+
+        Raises:
+            InputError: as `iter_scores`, or both a budget and `fdr` are given.
+            BudgetError: the good images cannot support the budget, or `fdr`.
+        """
+        if fdr is None:
+            return list(self.iter_scores(images, false_alarms=false_alarms, progress=progress))
+        if false_alarms is not None:
+            raise InputError("give false_alarms or fdr, not both")
+        fewest_alarms(1, self.calibration.smallest_budget, fdr)
+        results = list(self.iter_scores(images, progress=progress))
+        return decided(results, lambda p_values: within_fdr(p_values, fdr))
 
     def iter_scores(
         self,
@@ -212,10 +377,11 @@ class Detector:
             BudgetError: the good images cannot support the budget.
         """
         budget = self.false_alarms if false_alarms is None else false_alarms
-        threshold = self._fitted().calibration.threshold(budget)
+        self.calibration.check(budget)
         named, total = named_images(images)
-        extracted = self._extract(named, total, "images", progress, self.backbone)
-        return self._results(extracted, threshold, chunk=1 if total is None else _CHUNK)
+        shown = "images" if progress else None
+        features = extracted(named, total, self.backbone, self.workers, shown)
+        return self._results(features, budget, chunk=1 if total is None else _CHUNK)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder, see `nnad.model_file`.
@@ -223,26 +389,7 @@ class Detector:
         Raises:
             ModelError: it exists and `overwrite` is false, holds other files, or cannot be written.
         """
-        self._fitted()
-        told = {
-            "nnad": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "backbone": self.backbone.settings(),
-            "transform": self.transform,
-            "operator": {"name": operator_name(self.operator), "settings": settings(self.operator)},
-            "reason": self.reason,
-            "false_alarms": self._asked_false_alarms,
-            "export": self.export,
-        }
-        saved = model_file.Saved(
-            settings=told,
-            encoders=self.backbone.networks,
-            names=self.names,
-            features=self.features,
-            good_scores=self.calibration.good_scores,
-            operator_state=getattr(self.operator, "state", dict)(),
-        )
-        model_file.write_model(Path(path), saved, overwrite=overwrite)
+        write_model(Path(path), saving.to_saved(self), overwrite=overwrite)
 
     @classmethod
     def load(
@@ -266,110 +413,33 @@ class Detector:
             ModelError: it is missing, damaged, foreign or from a newer nnad.
             BackboneError: the backbone is another one, or the device is not there.
         """
-        saved = model_file.read_model(Path(path))
-        check_device(device)
-        if backbone is not None and device not in ("cpu", backbone.device):
-            raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
-        try:
-            told = saved.settings["backbone"]
-            if backbone is None:
-                backbone = from_settings(told, saved.encoders, device)
-            else:
-                backbone.check_same(told)
-            operator = saved.settings["operator"]
-            detector = cls(
-                backbone,
-                transform=saved.settings["transform"],
-                operator=make_operator(operator["name"], **operator["settings"]),
-                false_alarms=saved.settings["false_alarms"],
-                workers=workers,
-            )
-            detector.reason = str(saved.settings["reason"])
-            detector.export = saved.settings["export"]
-            detector._set(saved.names, saved.features, saved.operator_state)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = repr(error)[:200]
-            raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error
-        detector.calibration = Calibration(saved.good_scores)
-        detector.skipped = ()
-        return detector
+        return saving.load(cls, Path(path), backbone, device, workers)
 
-    def _fitted(self) -> Self:
-        if not hasattr(self, "names"):
-            raise InputError("this detector has seen no good images; call fit first")
-        return self
+    def set_fitted(self, scorer: Scorer, history: History) -> None:
+        """Become a fitted detector; `fit`, `load` and changes end here."""
+        self._scorer, self._history = scorer, history
+        self.operator = scorer.operator
 
-    def _check_budget(self, count: int) -> None:
-        if self._asked_false_alarms is not None:
-            Calibration(np.empty(count)).check(self._asked_false_alarms)
+    def _check_budget(self, calibration: Calibration) -> None:
+        if self.asked_false_alarms is not None:
+            calibration.check(self.asked_false_alarms)
 
-    def _set(
-        self,
-        names: tuple[str, ...],
-        features: NDArray[np.float32],
-        operator_state: dict[str, NDArray[Any]],
-    ) -> None:
-        self.names, self.features = names, features  # (N,), (N, D)
-        self._transform = fit_transform(self.transform, features)
-        self._bank = Bank(self._transform(features))
-        if operator_state:
-            self.operator.restore(self._bank, operator_state)  # type: ignore[attr-defined]
-        else:
-            self.operator.fit(self._bank)
-
-    def _left_out_scores(self) -> NDArray[np.float64]:
-        if self.transform != "white":  # what it learns from all images would know each of them
-            return self.operator.left_out_scores()
-
-        def score(good: NDArray[Any], held_out: NDArray[Any]) -> NDArray[np.float64]:
-            transform = fit_transform(self.transform, good)
-            operator = copy.copy(self.operator).fit(Bank(transform(good)))
-            return operator.score(transform(held_out))
-
-        return cross_fitted(self.features, score)
-
-    def _plain_scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Features (Q, D) -> (Q,) scores."""
-        return self.operator.score(self._transform(features))
-
-    def _warn_of_twins(self) -> None:
-        first: dict[bytes, str] = {}
-        twins = []  # pairs of names with the same feature, bit for bit
-        for name, feature in zip(self.names, self.features, strict=True):
-            other = first.setdefault(feature.tobytes(), name)
-            if other != name:
-                twins.append((other, name))
-        if twins:
-            warnings.warn(
-                f"copies of others: {len(twins)} of {len(self.names)} good images (for example "
-                f"{' and '.join(twins[0])}): the false-alarm budget may not hold; keep one of each",
-                ImageWarning,
-                stacklevel=3,
-            )
-
-    def _extract(
-        self,
-        named: Iterable[tuple[str, Source]],
-        total: int | None,
-        label: str,
-        progress: bool,
-        backbone: Backbone,
-        cache: bool = False,
-    ) -> Iterator[tuple[str, NDArray[np.float32] | ImageError]]:
-        workers = self.workers or usable_cores()
-        ahead = workers if total is None else None
-        extracted = extract(named, backbone, workers=workers, ahead=ahead, cache=cache)
-        return track(extracted, total, label, show=progress)
+    def _check_count(self, count: int, skipped: tuple[Result, ...] = ()) -> None:
+        needed = max(4, getattr(self.operator, "k", 1) + 1)
+        if count < needed:
+            reason = f" ({skipped[0].error})" if skipped else ""
+            raise InputError(f"too few good images: {count}; {needed} are needed{reason}")
+        self.method.check(count)
 
     def _results(
         self,
         extracted: Iterator[tuple[str, NDArray[np.float32] | ImageError]],
-        threshold: float,
+        budget: float,
         chunk: int,
     ) -> Iterator[Result]:
         while some := list(islice(extracted, chunk)):
             good = [feature for _, feature in some if not isinstance(feature, ImageError)]
-            scored = iter(self._score_features(np.stack(good), threshold) if good else ())
+            scored = iter(self._score_features(np.stack(good), budget) if good else ())
             for name, feature in some:
                 if isinstance(feature, ImageError):
                     yield Result(name, error=str(feature))
@@ -377,20 +447,25 @@ class Detector:
                     yield Result(name, *next(scored))
 
     def _score_features(
-        self, features: NDArray[np.float32], threshold: float
-    ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...]]]:
-        """Features (Q, D) -> score, p-value, decision and evidence of each."""
-        queries = self._transform(features)
-        told = min(max(_EVIDENCE, getattr(self.operator, "k", 1)), len(self._bank))
-        needed = min(max(told, getattr(self.operator, "n_local", 1)), len(self._bank))
-        found = self._bank.nearest(queries, needed)
-        scores = self.operator.score(queries, found)
-        p_values = self.calibration.p_values(scores)
+        self, features: NDArray[np.float32], budget: float
+    ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...], str | None]]:
+        """Features (Q, D) -> score, p-value, decision, evidence and product of each."""
+        scores, p_values, found, products = self.scorer.score(features)
+        distances = np.sqrt(found.sq_dists)
         for i in range(len(features)):
             nearest = tuple(
                 Neighbor(self.names[row], float(distance))
-                for row, distance in zip(
-                    found.rows[i, :told], np.sqrt(found.sq_dists[i, :told]), strict=True
-                )
+                for row, distance in zip(found.rows[i], distances[i], strict=True)
             )
-            yield float(scores[i]), float(p_values[i]), bool(scores[i] > threshold), nearest
+            product = self.calibration.product_names[products[i]] or None
+            is_anomaly = within(float(p_values[i]), budget)
+            yield float(scores[i]), float(p_values[i]), is_anomaly, nearest, product
+
+
+def _checked_budget(false_alarms: float | None) -> float | None:
+    if false_alarms is None:
+        return None
+    false_alarms = check_amount("false_alarms", false_alarms)
+    if not 0 < false_alarms < 1:
+        raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
+    return false_alarms

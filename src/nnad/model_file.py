@@ -3,12 +3,15 @@
     M/manifest.json                        what the model is, and the hash of every file below
     M/encoder-<hash>.onnx                  the backbone's network, so no other download is needed;
                                            one for each member of an ensemble, none of a callable
-    M/bank-<hash>.safetensors              features of good images, with their names
-    M/calibration-<hash>.safetensors       their leave-one-out scores
+    M/bank-<hash>.safetensors              features of good images, with their names; one file of
+                                           the fit and one of each addition
+    M/log-<hash>.json                      every change, and so which of them are in use
+    M/state-<hash>.safetensors             their leave-one-out scores and nearest neighbours
     M/operator-<hash>.safetensors          what the operator learnt, for some operators
 
 Nothing in it can run code when it is opened. Files are written first and the manifest is replaced
-last, in one step, so a kill or a full disk leaves the old model or the new one.
+last, in one step, so a kill or a full disk leaves the old model or the new one. A change writes
+what is new and leaves the other files as they are.
 """
 
 import errno
@@ -21,20 +24,23 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from nnad.calibrate import Calibration
+from nnad.conformal import Method
 from nnad.errors import ModelError
-from nnad.files import replacing
+from nnad.graph import Neighbors
+from nnad.history import UNDOABLE, Change, History, Segment
+from nnad.scorer import Known
 
 FORMAT = "nnad-model"
-SCHEMA = 2
-_MAX_MANIFEST = 16_000_000  # bytes; most have some 2,000, a mask or a probe can be large
-_OURS = re.compile(
-    r"(encoder-[0-9a-f]{64}\.onnx|(bank|calibration|operator)-[0-9a-f]{64}\.safetensors)"
+SCHEMA = 3
+MAX_MANIFEST = 16_000_000  # bytes; most have some 2,000, a mask or a probe can be large
+OURS = re.compile(
+    r"(encoder-[0-9a-f]{64}\.onnx|(bank|state|operator)-[0-9a-f]{64}\.safetensors"
+    r"|log-[0-9a-f]{64}\.json)"
 )
-_PASSING = re.compile(r"\.lock|\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -43,96 +49,12 @@ class Saved:
 
     settings: dict[str, Any]  # JSON: backbone, transform, operator, budget, versions
     encoders: list[bytes]  # ONNX
-    names: tuple[str, ...]  # (N,) of the good images
-    features: NDArray[np.float32]  # (N, D) as the backbone returned them
-    good_scores: NDArray[np.float64]  # (N,) leave-one-out
-    operator_state: dict[str, NDArray[Any]]  # what the operator would be slow to find again
+    history: History
+    known: Known
 
 
-def check_writable(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise a `ModelError` if a model may not be written to `folder`."""
-    if not folder.parent.is_dir():
-        raise ModelError(f"{folder}: the folder {folder.parent} does not exist")
-    if folder.exists() and not folder.is_dir():
-        raise ModelError(f"{folder}: a file is in the way; a model is a folder")
-    if not folder.exists():
-        return
-    if (folder / "manifest.json").exists():
-        if not _is_manifest(folder / "manifest.json"):
-            raise ModelError(f"{folder}: its manifest.json is not nnad's; choose another folder")
-        if not overwrite:
-            raise ModelError(
-                f"{folder}: holds a model already; pass overwrite (--overwrite) to replace it"
-            )
-    elif strangers := [p.name for p in folder.iterdir() if not _is_ours(p.name)]:
-        raise ModelError(f"{folder}: holds other files ({strangers[0]}); choose another folder")
-
-
-def _is_ours(name: str) -> bool:
-    return bool(_OURS.fullmatch(name) or _PASSING.fullmatch(name))
-
-
-def _is_manifest(path: Path) -> bool:
-    return path.is_file() and FORMAT.encode() in path.read_bytes()[:200]
-
-
-def write_model(folder: Path, saved: Saved, *, overwrite: bool = False) -> None:
-    """Write a model in one step.
-
-    Raises:
-        ModelError: `folder` holds a model and `overwrite` is false, holds other files, is being
-            written by another process, or the disk refuses.
-    """
-    try:
-        check_writable(folder, overwrite=overwrite)
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / ".lock", timeout=30):
-            check_writable(folder, overwrite=overwrite)
-            _write(folder, saved)
-    except Timeout:
-        raise ModelError(f"{folder}: another process has been writing it for 30 s") from None
-    except OSError as error:
-        raise ModelError(f"{folder}: cannot write the model: {error.strerror or error}") from error
-
-
-def _write(folder: Path, saved: Saved) -> None:
-    def put(kind: str, suffix: str, content: bytes) -> str:
-        name = f"{kind}-{hashlib.sha256(content).hexdigest()}.{suffix}"
-        with replacing(folder / name) as file:
-            file.write(content)
-        return name
-
-    bank = safetensors.numpy.save(
-        {"features": saved.features}, metadata={"names": json.dumps(saved.names)}
-    )
-    calibration = safetensors.numpy.save({"good_scores": saved.good_scores})
-    operator = safetensors.numpy.save(saved.operator_state)
-    content = {
-        "settings": saved.settings,
-        "encoder": [put("encoder", "onnx", encoder) for encoder in saved.encoders],
-        "bank": [put("bank", "safetensors", bank)],
-        "calibration": put("calibration", "safetensors", calibration),
-        "operator": [put("operator", "safetensors", operator)] if saved.operator_state else [],
-    }
-    manifest = {
-        "format": FORMAT,
-        "schema": SCHEMA,
-        "checksum": _checksum(content),
-        "content": content,
-    }
-    written = json.dumps(manifest, indent=1).encode()
-    if len(written) > _MAX_MANIFEST:  # it could never be read again
-        raise ModelError(f"{folder}: the mask or the backbone's probe is too large to be saved")
-    with replacing(folder / "manifest.json") as file:
-        file.write(written)
-
-    kept = {content["calibration"]}.union(content["encoder"], content["bank"], content["operator"])
-    for path in folder.iterdir():  # what an older model or a killed process left
-        if path.name not in kept and (_OURS.fullmatch(path.name) or path.suffix == ".tmp"):
-            path.unlink(missing_ok=True)
-
-
-def _checksum(content: dict[str, Any]) -> str:
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,49 +65,126 @@ def read_model(folder: Path) -> Saved:
         ModelError: there is no model, or it is damaged, foreign or from a newer nnad.
     """
     while True:
-        content = _read_manifest(folder)
+        content = read_manifest(folder)
         try:
             return _read_files(folder, content)
         except ModelError:
-            if _read_manifest(folder) == content:
+            if read_manifest(folder) == content:
                 raise  # nobody replaced the model while it was read
 
 
 def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
     try:
-        parts = [_read_bank(_checked(folder, name)) for name in content["bank"]]
-        calibration = safetensors.numpy.load(_checked(folder, content["calibration"]))
-        state: dict[str, NDArray[Any]] = {}
+        segments = tuple(_read_segment(name, _checked(folder, name)) for name in content["bank"])
+        if len({segment.features.shape[1] for segment in segments}) != 1:
+            raise ValueError("features of different lengths")
+        state = safetensors.numpy.load(_checked(folder, content["state"]))
+        changes = json.loads(_checked(folder, content["log"]))
+        learnt: dict[str, NDArray[Any]] = {}
         for name in content["operator"]:
-            state |= safetensors.numpy.load(_checked(folder, name))
-        saved = Saved(
-            settings=content["settings"],
-            encoders=[_checked(folder, name) for name in content["encoder"]],
-            names=tuple(name for names, _ in parts for name in names),
-            features=np.concatenate([features for _, features in parts]),
-            good_scores=calibration["good_scores"],
-            operator_state=state,
-        )
-        if not all(isinstance(name, str) for name in saved.names):
-            raise ValueError("the names of the good images are not text")
-        if saved.features.ndim != 2 or saved.features.dtype != np.float32:
-            raise ValueError("the features are not a table of float32")
-        if not np.isfinite(saved.features).all():
-            raise ValueError("the features are not finite numbers")
-        if not len(saved.names) == len(saved.features) == len(saved.good_scores):
-            raise ValueError("names, features and scores differ in number")
-        if saved.good_scores.ndim != 1 or not np.isfinite(saved.good_scores).all():
-            raise ValueError("the good images' scores are not finite numbers")
-    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise ModelError(f"{folder}: damaged or not written by nnad: {error}") from error
-    return saved
+            learnt |= safetensors.numpy.load(_checked(folder, name))
+        stored = sum(len(segment.names) for segment in segments)
+        history = History(segments, _read_log(changes, stored))
+        known = _checked_known(state, history, learnt, content["settings"])
+        encoders = [_checked(folder, name) for name in content["encoder"]]
+        return Saved(content["settings"], encoders, history, known)
+    except (
+        AttributeError,
+        KeyError,
+        OverflowError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        reason = str(error)[:200]
+        raise ModelError(f"{folder}: damaged or not written by nnad: {reason}") from error
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_segment(file: str, content: bytes) -> Segment:
+    features = safetensors.numpy.load(content)["features"]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    names = json.loads(header["__metadata__"]["names"])
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of the good images are not text")
+    if features.ndim != 2 or features.dtype != np.float32 or len(names) != len(features):
+        raise ValueError("the features are not a table of float32 with a name for each row")
+    if not np.isfinite(features).all():
+        raise ValueError("the features are not finite numbers")
+    return Segment(tuple(names), features, file)
+
+
+def _checked_known(
+    state: dict[str, NDArray[Any]],
+    history: History,
+    learnt: dict[str, NDArray[Any]],
+    settings: dict[str, Any],
+) -> Known:
+    method = Method.parse(settings["calibration"])
+    method.check(len(history.rows))
+    features = history.features()
+    count = len(method.bank_rows(features))
+    scores, rows, dists = (state[name] for name in ("good_scores", "graph_rows", "graph_sq_dists"))
+    calibrating = method.calibrating(len(features))
+    if scores.shape != (calibrating,) or scores.dtype != np.float64:
+        raise ValueError("the good images' scores are not a number for each")
+    if not np.isfinite(scores).all():
+        raise ValueError("the good images' scores are not finite")
+    if rows.shape != dists.shape or rows.ndim != 2 or len(rows) != count:
+        raise ValueError("the neighbours are not a list for each good image")
+    if rows.dtype != np.int32 or dists.dtype != np.float64 or np.isnan(dists).any():
+        raise ValueError("the neighbours are not rows and distances")
+    if rows.size and not -1 <= rows.min() <= rows.max() < count:
+        raise ValueError("a neighbour is not among the good images")
+    graph = Neighbors(dists, rows.astype(np.int64))
+    folds = method.scored_by(features) if method.has_folds else None
+    if settings["products"] is None:
+        return Known(graph, learnt, Calibration(scores, folds), None)
+    names = tuple(settings["product_names"])
+    for name, size in (("categories", calibrating), ("products", count)):
+        if state[name].shape != (size,) or state[name].dtype != np.int64:
+            raise ValueError("the products are not a number for each good image")
+        if not 0 <= state[name].min() <= state[name].max() < len(names):
+            raise ValueError("a product has no name")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of the products are not text")
+    calibration = Calibration(scores, folds, state["categories"], names)
+    return Known(graph, learnt, calibration, state["products"])
+
+
+def _read_log(told: Any, stored: int) -> tuple[Change, ...]:
+    changes: list[Change] = []
+    for entry in told:
+        runs = tuple((int(first), int(beyond)) for first, beyond in entry["runs"])
+        budgets = entry["budgets"] and tuple(entry["budgets"])
+        change = Change(**{**entry, "runs": runs, "budgets": budgets})
+        if not _is_entry(change, changes) or not all(0 <= a < b <= stored for a, b in runs):
+            raise ValueError(f"entry {len(changes)} of the log is none")
+        changes.append(change)
+    if sum(len(change.rows) for change in changes if change.action in ("fit", "add")) != stored:
+        raise ValueError("the log and the stored images differ in number")
+    return tuple(changes)
+
+
+def _is_entry(change: Change, before: list[Change]) -> bool:
+    texts = change.time, change.by, change.action, change.reason
+    if change.number != len(before) or not all(isinstance(text, str) for text in texts):
+        return False
+    for budget in change.budgets or ():
+        if budget is not None and not (isinstance(budget, float) and 0 < budget < 1):
+            return False
+    if change.action == "undo":
+        is_number = type(change.undoes) is int and 0 <= change.undoes < len(before)
+        return is_number and before[change.undoes or 0].action in UNDOABLE
+    return change.undoes is None and change.action in ("fit", *UNDOABLE)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of a model's manifest; raises as `read_model` does."""
     path = folder / "manifest.json"
     try:
-        if path.exists() and path.stat().st_size > _MAX_MANIFEST:
-            raise ValueError(f"a manifest has at most {_MAX_MANIFEST:,} bytes")
+        if path.exists() and path.stat().st_size > MAX_MANIFEST:
+            raise ValueError(f"a manifest has at most {MAX_MANIFEST:,} bytes")
         manifest = json.loads(_read(path))
     except FileNotFoundError:
         there = "no model here (no manifest.json)" if folder.is_dir() else "no such model"
@@ -204,7 +203,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{SCHEMA}; upgrade nnad or fit again"
         )
     content = manifest.get("content")
-    if not isinstance(content, dict) or manifest.get("checksum") != _checksum(content):
+    if not isinstance(content, dict) or manifest.get("checksum") != checksum(content):
         raise ModelError(f"{path}: damaged: its checksum does not match")
     return content
 
@@ -218,7 +217,7 @@ def _read(path: Path) -> bytes:
 
 def _checked(folder: Path, name: Any) -> bytes:
     """The bytes of one of the model's files, whose name holds their hash."""
-    if not isinstance(name, str) or not _OURS.fullmatch(name):
+    if not isinstance(name, str) or not OURS.fullmatch(name):
         raise ModelError(f"{folder}: damaged: the manifest names {str(name)[:80]!r}")
     path = folder / name
     try:
@@ -228,10 +227,3 @@ def _checked(folder: Path, name: Any) -> bytes:
     if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
         raise ModelError(f"{path}: damaged: its hash does not match")
     return content
-
-
-def _read_bank(content: bytes) -> tuple[list[str], NDArray[np.float32]]:
-    features = safetensors.numpy.load(content)["features"]
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    names = json.loads(header["__metadata__"]["names"])
-    return names, features

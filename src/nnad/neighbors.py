@@ -13,14 +13,16 @@ queries are batched or the bank is cut.
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad import graph
 from nnad.codes import LARGEST_DIM, Codes
 from nnad.cores import in_parallel, usable_cores
 from nnad.errors import InputError
+from nnad.graph import Neighbors as Neighbors
 from nnad.search_steps import NUMPY, Kernels, exclude_rows, in_order, proposed
 
 _SPARE = 8  # candidates beyond k that are measured exactly
@@ -31,13 +33,6 @@ _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _CODING = threading.Lock()  # two threads need not make the same codes
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
 _NORM_ROWS = 256  # bank rows squared in float64, or checked, at a time
-
-
-class Neighbors(NamedTuple):
-    """The k nearest bank rows of each query, nearest first."""
-
-    sq_dists: NDArray[np.float64]  # (Q, k) squared Euclidean distances
-    rows: NDArray[np.int64]  # (Q, k)
 
 
 class Bank:
@@ -60,7 +55,7 @@ class Bank:
         self._sq_norms = np.concatenate(
             [np.square(self.features[i : i + _NORM_ROWS], dtype=np.float64).sum(1) for i in blocks]
         )  # (N,)
-        self._graph = np.empty((len(self.features), 0), dtype=np.int64)
+        self.graph = graph.unknown(len(self.features), 0)
         self._codes: Codes | None = None
         self._coding_failed = False
 
@@ -111,6 +106,35 @@ class Bank:
             sq_dists[block], rows[block] = self._nearest_block(queries[block], k, excluded, kernels)
         return Neighbors(sq_dists, rows)
 
+    def others(
+        self,
+        m: int,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        kernels: Kernels = NUMPY,
+    ) -> Neighbors:
+        """The m nearest other rows of bank rows, searched once and remembered in `graph`.
+
+        Args:
+            m: neighbours; fewer if the bank has not that many.
+            rows: (R,) bank rows; all of them by default.
+            kernels: as in `nearest`.
+        """
+        m = min(m, len(self) - 1)
+        if self.graph.rows.shape[1] < m:
+            self.graph = graph.unknown(len(self), m)
+        elif not self.graph.rows.flags.writeable:  # it came out of a read-only file
+            self.graph = Neighbors(self.graph.sq_dists.copy(), self.graph.rows.copy())
+        rows = np.arange(len(self)) if rows is None else rows
+        if m == 0:
+            return Neighbors(np.empty((len(rows), 0)), np.empty((len(rows), 0), dtype=np.int64))
+        missing = np.unique(rows[self.graph.rows[rows, m - 1] < 0])
+        if len(missing):
+            points = self.features if len(missing) == len(self) else self.features[missing]
+            found = self.nearest(points, self.graph.rows.shape[1], exclude=missing, kernels=kernels)
+            self.graph.sq_dists[missing], self.graph.rows[missing] = found
+        return Neighbors(self.graph.sq_dists[rows, :m], self.graph.rows[rows, :m])
+
     def neighborhoods(
         self,
         rows: NDArray[np.int64],
@@ -119,7 +143,7 @@ class Bank:
         absent: NDArray[np.int64] | None = None,
         kernels: Kernels = NUMPY,
     ) -> NDArray[np.int64]:
-        """The m nearest other rows of the given bank rows, searched once and remembered.
+        """The m nearest other rows of the given bank rows.
 
         Args:
             rows: (R,) bank rows.
@@ -131,26 +155,62 @@ class Bank:
         Returns:
             (R, m) rows, nearest first.
         """
-        width = min(m + 1, len(self) - 1)  # one to spare, for the absent
-        if self._graph.shape[1] < width:
-            self._graph = np.full((len(self), width), -1)
-        elif not self._graph.flags.writeable:  # it came out of a read-only file
-            self._graph = self._graph.copy()
-        graph = self._graph
-        if width == 0:
-            return np.empty((len(rows), 0), dtype=np.int64)
-        unknown = np.unique(rows[graph[rows, 0] < 0])
-        if len(unknown):
-            points = self.features if len(unknown) == len(self) else self.features[unknown]
-            found = self.nearest(points, graph.shape[1], exclude=unknown, kernels=kernels)
-            graph[unknown] = found.rows
-        around = graph[rows]  # (R, width or more)
+        around = self.others(m + 1, rows, kernels=kernels).rows  # (R, m + 1)
         if absent is None:
-            return np.asarray(around[:, :m])
+            return around[:, :m]
         is_absent = around == absent[:, None]
         kept = np.argsort(is_absent, axis=1, kind="stable")  # the absent goes last
-        most = min(m, len(self) - 2)
+        most = max(0, min(m, len(self) - 2))
         return np.take_along_axis(around, kept[:, :most], axis=1)
+
+    def edited(
+        self, features: NDArray[Any], old_rows: NDArray[np.int64], *, kernels: Kernels = NUMPY
+    ) -> "Bank":
+        """A bank of these features, of which most are rows of this one.
+
+        What is known of neighbours is taken over, so that a change costs a search of the rows that
+        come, and of those whose list it leaves too short, instead of all.
+
+        Args:
+            features: (N, D).
+            old_rows: (N,) the row of this bank that each was, ascending, or -1 for a new one.
+            kernels: as in `nearest`; those that the graph was made with.
+        """
+        new = Bank(features)
+        come = np.flatnonzero(old_rows < 0)
+        if 2 * len(come) > len(new) or not self.graph.rows.shape[1]:
+            return new  # nothing is saved
+        new.graph = graph.rearranged(self.graph, old_rows)
+        width = new.graph.rows.shape[1]
+        if len(come) and width:
+            points = new.features[come]
+            owner, rows, sq_dists = new._within(points, graph.reach(new.graph), kernels)
+            found = new.nearest(points, width, exclude=come, kernels=kernels)
+            graph.enter(new.graph, rows, come[owner], sq_dists)
+            new.graph.sq_dists[come], new.graph.rows[come] = found
+        return new
+
+    def _within(
+        self, queries: NDArray[np.float32], reach: NDArray[np.float64], kernels: Kernels
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Pairs of a query and a bank row, at least those within the row's reach (N,).
+
+        Returns:
+            (P,) the query, (P,) the bank row, (P,) their squared distance.
+        """
+        pairs = []
+        for start in range(0, len(queries), _QUERY_ROWS):
+            block = queries[start : start + _QUERY_ROWS]
+            q_sq_norms = np.square(block, dtype=np.float64).sum(1)
+            slack = self._error_bound(q_sq_norms) - q_sq_norms  # (q,)
+            for first, proxies in self._proxies(block):
+                part = reach[first : first + proxies.shape[1]]
+                near = (proxies <= part + slack[:, None]) & (part >= 0)
+                owner, row = np.nonzero(near)
+                sq_dists = kernels.sq_dists(block, self.features, owner, row + first)
+                pairs.append((owner + start, row + first, sq_dists))
+        owners, rows, dists = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        return owners, rows, dists
 
     def _codes_for(self, n_queries: int, k: int) -> Codes | None:
         """The codes, if to search by them; they are made when enough queries come at once."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,18 +17,31 @@ from nnad.errors import ImageError, InputError
 from nnad.files import replacing
 from nnad.image_files import EXTENSIONS
 from nnad.images import read_image
-from nnad.results import Result
+from nnad.results import GroupResult, Result
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")
-_SIDE = 200  # pixels of a picture in a contact sheet
-_MARGIN = 8
-_CAPTION = 40
-_RED, _GREEN, _INK = (200, 30, 30), (30, 140, 60), (30, 30, 30)
+GROUP_COLUMNS = ("group", *CSV_COLUMNS[1:], "members", "oddest_member")
+SIDE = 200  # pixels of a picture in a contact sheet
+MARGIN = 8
+CAPTION = 40
+RED, GREEN, INK = (200, 30, 30), (30, 140, 60), (30, 30, 30)
+FONT = ImageFont.load_default(13)
+Colour = tuple[int, int, int]
+
+
+class Card(NamedTuple):
+    """A picture on a sheet: its file, a caption, and the colour of caption and frame."""
+
+    name: str
+    caption: str
+    colour: Colour
 
 
 @contextmanager
-def csv_writer(path: str) -> Iterator[Any]:
+def csv_writer(path: str, columns: Sequence[str] = CSV_COLUMNS) -> Iterator[Any]:
     """Yield a function that adds a result to a CSV file; `-` is standard output.
+
+    With `GROUP_COLUMNS` results of groups are added.
 
     The file appears, complete, when the block ends.
     """
@@ -42,14 +55,15 @@ def csv_writer(path: str) -> Iterator[Any]:
             stack.callback(text.detach)
             stack.callback(text.flush)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
+        writer.writerow(columns)
 
-        def add(result: Result) -> None:
+        def add(result: Result | GroupResult) -> None:
             nearest = result.nearest[0].name if result.nearest else None
             flag = None if result.is_anomaly is None else int(result.is_anomaly)
-            writer.writerow(
-                [result.name, result.score, result.p_value, flag, nearest, result.error]
-            )
+            row = [result.name, result.score, result.p_value, flag, nearest, result.error]
+            if isinstance(result, GroupResult):
+                row += [len(result.members), result.oddest.name if result.oddest else None]
+            writer.writerow(row)
 
         yield add
 
@@ -65,9 +79,10 @@ def json_writer(path: str) -> Iterator[Any]:
             out = stack.enter_context(_replacing(path))
         separator = b"[\n"
 
-        def add(result: Result) -> None:
+        def add(result: Any) -> None:  # a dataclass or a dict
             nonlocal separator
-            out.write(separator + json.dumps(asdict(result)).encode())
+            told = result if isinstance(result, dict) else asdict(result)
+            out.write(separator + json.dumps(told).encode())
             separator = b",\n"
 
         yield add
@@ -111,22 +126,38 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
     Raises:
         InputError: nothing to show, or the picture cannot be written there.
     """
-    kind = check_picture(path)
-    if os.path.realpath(path) in {os.path.realpath(r.name) for r in results}:
-        raise InputError(f"{path}: is one of the scored pictures; choose another name")
     scored = [r for r in results if r.score is not None]
     shown = sorted(scored, key=lambda r: -(r.score or 0))[:most]
     if not shown:
         raise InputError("contact sheet: no scored image to show")
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
-    width, height = 2 * _SIDE + 3 * _MARGIN, _SIDE + _CAPTION + _MARGIN
-    sheet = Image.new("RGB", (columns * width, rows * height + _MARGIN), "white")
-    for i, result in enumerate(shown):
-        corner = (i % columns * width + _MARGIN, i // columns * height + _MARGIN)
-        _draw_pair(sheet, corner, result)
+    pairs = []
+    for r in shown:
+        verdict, colour = ("anomaly", RED) if r.is_anomaly else ("good", GREEN)
+        left = Card(r.name, f"{verdict}, p = {r.p_value:.2g}", colour)
+        pairs.append((left, Card(r.nearest[0].name, "nearest good image", INK)))
+    save_picture(pair_sheet(pairs), path, [r.name for r in results])
+
+
+def pair_sheet(pairs: Sequence[tuple[Card, Card]]) -> Image.Image:
+    """A picture of pairs, four in a row; at least one."""
+    columns = min(len(pairs), 4)
+    rows = -(-len(pairs) // columns)
+    width, height = 2 * SIDE + 3 * MARGIN, SIDE + CAPTION + MARGIN
+    sheet = Image.new("RGB", (columns * width, rows * height + MARGIN), "white")
+    for i, (left, right) in enumerate(pairs):
+        x, y = i % columns * width + MARGIN, i // columns * height + MARGIN
+        draw_captioned(sheet, (x, y), *left)
+        draw_captioned(sheet, (x + SIDE + MARGIN, y), *right)
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str, scored: Sequence[str]) -> None:
+    """Save a picture of results; an `InputError` if it would go over one of the scored files."""
+    kind = check_picture(path)
+    if os.path.realpath(path) in {os.path.realpath(name) for name in scored}:
+        raise InputError(f"{path}: is one of the scored pictures; choose another name")
     with _replacing(path) as file:
-        sheet.save(file, format=kind)
+        picture.save(file, format=kind)
 
 
 def check_outputs(
@@ -160,38 +191,36 @@ def check_picture(path: str) -> str:
     return str(kind)
 
 
-def _draw_pair(sheet: Image.Image, corner: tuple[int, int], result: Result) -> None:
+def draw_captioned(
+    sheet: Image.Image, corner: tuple[int, int], name: str, caption: str, colour: Colour
+) -> None:
+    """A framed picture of SIDE x SIDE pixels; below it the caption and the file's name."""
     x, y = corner
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
-    colour = _RED if result.is_anomaly else _GREEN
-    nearest = result.nearest[0].name
-    pair = ((result.name, colour), (nearest, _INK))
-    for side, (name, ink) in enumerate(pair):
-        left = x + side * (_SIDE + _MARGIN)
-        sheet.paste(_thumbnail(name), (left, y))
-        draw.rectangle((left - 2, y - 2, left + _SIDE + 1, y + _SIDE + 1), outline=ink, width=2)
-    verdict = "anomaly" if result.is_anomaly else "good"
-    left_lines = (f"{verdict}, p = {result.p_value:.2g}", _shorten(Path(result.name).name))
-    right_lines = ("nearest good image", _shorten(Path(nearest).name))
-    for side, lines in enumerate((left_lines, right_lines)):
-        left = x + side * (_SIDE + _MARGIN)
-        draw.text((left, y + _SIDE + 4), lines[0], fill=colour if side == 0 else _INK, font=font)
-        draw.text((left, y + _SIDE + 20), lines[1], fill=_INK, font=font)
+    sheet.paste(_thumbnail(name), (x, y))
+    draw.rectangle((x - 2, y - 2, x + SIDE + 1, y + SIDE + 1), outline=colour, width=2)
+    draw.text((x, y + SIDE + 4), caption, fill=colour, font=FONT)
+    draw.text((x, y + SIDE + 20), _shortened(Path(name).name), fill=INK, font=FONT)
 
 
 def _thumbnail(name: str) -> Image.Image:
     """The picture within a grey square, which says so if it is no file that can be read now."""
-    square = Image.new("RGB", (_SIDE, _SIDE), (225, 225, 225))
+    square = Image.new("RGB", (SIDE, SIDE), (225, 225, 225))
     try:
         image = read_image(name)
     except ImageError:
-        ImageDraw.Draw(square).text((50, 90), "file not found", _INK, ImageFont.load_default(14))
+        ImageDraw.Draw(square).text((50, 90), "file not found", INK, ImageFont.load_default(14))
         return square
-    image.thumbnail((_SIDE, _SIDE))
-    square.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
+    image.thumbnail((SIDE, SIDE))
+    square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     return square
 
 
-def _shorten(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"{name[:12]}…{name[-(length - 13) :]}"
+def _shortened(name: str) -> str:
+    """The name as wide as a picture, its middle left out if it is longer."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    told, kept = name, len(name)
+    while FONT.getlength(told) > SIDE:
+        kept -= 1
+        told = f"{name[: kept // 2]}…{name[len(name) - kept + kept // 2 :]}"
+    return told

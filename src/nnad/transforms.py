@@ -49,6 +49,7 @@ def log(features: NDArray[Any], scale: float) -> Features:
 
 Transform = Callable[[NDArray[Any]], Features]
 TRANSFORMS = ("raw", "l2", "root", "log", "white")
+LEARNT = ("log", "white")  # learn numbers from the good features
 
 
 def usual_transform(good: NDArray[Any]) -> str:

@@ -15,9 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from nnad import __version__
+from nnad.cli.clean import clean
 from nnad.cli.demo import demo
+from nnad.cli.evaluate import evaluate
+from nnad.cli.explain import explain
 from nnad.cli.fit import fit
+from nnad.cli.groups import groups
 from nnad.cli.info import info
+from nnad.cli.living import add, budget, log, remove, undo
 from nnad.cli.preflight import preflight
 from nnad.cli.score import score
 from nnad.errors import ImageWarning, NnadError
@@ -29,8 +34,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (fit, score, preflight, info, demo):
+for _command in (
+    fit,
+    score,
+    explain,
+    evaluate,
+    add,
+    remove,
+    budget,
+    undo,
+    log,
+    preflight,
+    clean,
+    info,
+    demo,
+):
     app.command()(_command)
+app.add_typer(groups, name="groups")
 
 
 def _show_version(wanted: bool) -> None:

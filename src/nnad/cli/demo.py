@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from nnad.cli.telling import promise, tell_ranking
+from nnad.cli.telling import at_budget, promise, tell_ranking
 from nnad.errors import counted
 
 
@@ -32,7 +32,7 @@ def demo(
         folder / "train" / "good", progress=True
     )
     results = detector.score(folder / "test", progress=True)
-    tell_ranking(results, detector.false_alarms, sys.stdout)
+    tell_ranking(results, at_budget(detector.false_alarms), sys.stdout)
     print(f"fitted on {counted(len(detector.names), 'good image')}; {promise(detector)}")
     print(f"AUROC {area_under_roc(results):.3f} (1 is a perfect ranking, 0.5 a coin)")
     contact_sheet([r for r in results if r.is_anomaly] or results, picture)

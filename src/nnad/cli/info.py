@@ -1,20 +1,37 @@
 """`nnad info`."""
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from nnad.cli.options import Model
-from nnad.cli.telling import promise
+from nnad.cli.telling import promise, visible
+from nnad.errors import counted
+
+if TYPE_CHECKING:
+    from nnad.calibrate import Calibration
+    from nnad.detector import Detector
 
 
-def info(model: Model) -> None:
+def info(
+    model: Model,
+    images: Annotated[bool, typer.Option("--images", help="List the good images only.")] = False,
+) -> None:
     """Tell what a model is made of and what it promises."""
     from nnad.calibrate import round_up
     from nnad.detector import Detector
     from nnad.export_check import describe_export
-    from nnad.operators import describe, operator_name
+    from nnad.operators import describe
 
     detector = Detector.load(model)
-    backbone, calibration = detector.backbone, detector.calibration
+    if images:
+        for name in detector.names:
+            print(visible(name))
+        return
+    backbone, calibration, last = detector.backbone, detector.calibration, detector.log[-1]
     rows = [
         ("good images", f"{len(detector.names)}, first {detector.names[0]}"),
+        ("last change", f"{last.time} by {last.by}: {last.action}"),
         (
             "backbone",
             f"{backbone.name}, {detector.features.shape[1]} features, "
@@ -26,14 +43,39 @@ def info(model: Model) -> None:
         ("operator", describe(detector.operator)),
         ("chosen", detector.reason),
         ("false alarms", promise(detector)),
-        (
-            "guarantee",
-            "proven for good images from the same source"
-            if operator_name(detector.operator) == "knn"
-            else "measured, not proven, for this operator (proven for knn; docs/how-it-works.md)",
-        ),
-        ("threshold", f"{calibration.threshold(detector.false_alarms):.6g}"),
+        ("calibration", f"{detector.method}, {sum(calibration.sizes)} images"),
+        ("guarantee", _guarantee(detector)),
+        *_thresholds(calibration, detector.false_alarms),
         ("smallest budget", f"{round_up(calibration.smallest_budget):g}"),
     ]
     for key, value in rows:
         print(f"{key:<16} {value}")
+
+
+def _guarantee(detector: "Detector") -> str:
+    from nnad.conformal import guarantee
+    from nnad.operators import operator_name
+    from nnad.transforms import LEARNT
+
+    return guarantee(
+        detector.method,
+        detector.false_alarms,
+        len(detector.names),
+        k_nn=operator_name(detector.operator) == "knn" and detector.transform not in LEARNT,
+        products=detector.products is not None,
+    )
+
+
+def _thresholds(calibration: "Calibration", budget: float) -> list[tuple[str, str]]:
+    """A row for each product, or one."""
+    rows = []
+    for product, name in enumerate(calibration.product_names):
+        told = "each fold has its own"
+        if calibration.folds is None:
+            told = f"{calibration.threshold(budget, product):.6g}"
+        if name:
+            size = counted(calibration.sizes[product], "image")
+            rows.append(("product", f"{visible(name)}, {size}, threshold {told}"))
+        else:
+            rows.append(("threshold", told))
+    return rows

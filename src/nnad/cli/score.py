@@ -1,13 +1,16 @@
 """`nnad score`."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from nnad.cli.options import Csv, Device, FalseAlarms, Images, Json, Model
-from nnad.cli.telling import tell_passed_over, tell_ranking
+from nnad.cli.telling import at_budget, tell_passed_over, tell_ranking, visible
+from nnad.errors import counted
 
 if TYPE_CHECKING:
     from nnad.detector import Detector
@@ -24,6 +27,14 @@ def score(
         typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg)."),
     ] = None,
     false_alarms: FalseAlarms = None,
+    fdr: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Decide on all images together: the fraction of alarms that is false."),
+    ] = None,
+    stream: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Decide on one after the other by --fdr; the file keeps the state."),
+    ] = None,
     device: Device = "cpu",
     fail_on_anomaly: Annotated[
         bool,
@@ -34,15 +45,30 @@ def score(
     from nnad.detector import Detector
     from nnad.report import check_outputs, check_picture, contact_sheet
 
-    check_outputs([p for p in (csv, json, picture) if p is not None], model, images)
+    if fdr is not None and false_alarms is not None:
+        raise typer.BadParameter("--fdr takes the place of --false-alarms")
+    if stream is not None and false_alarms is not None:
+        raise typer.BadParameter("--stream decides by --fdr, not by --false-alarms")
+    state = None if stream is None else str(stream)
+    check_outputs([p for p in (csv, json, picture, state) if p is not None], model, images)
     if picture:
         check_picture(picture)
     detector = Detector.load(model, device=device)
     tell_passed_over(images)
-    results = _score(detector, images, false_alarms, csv, json)
-    budget = detector.false_alarms if false_alarms is None else false_alarms
+    if stream is not None:
+        scored = _streamed(detector, images, stream, fdr)
+        rule = "in a stream"
+    elif fdr is not None:
+        scored = iter(detector.score(images, fdr=fdr, progress=True))
+        rule = f"at a false discovery rate of {fdr:g}"
+    else:
+        scored = detector.iter_scores(images, false_alarms=false_alarms, progress=True)
+        rule = at_budget(detector.false_alarms if false_alarms is None else false_alarms)
+    results = _written(scored, csv, json)
     out = sys.stderr if "-" in (csv, json) else sys.stdout
-    tell_ranking(results, budget, out)
+    tell_ranking(results, rule, out)
+    if fdr is not None and stream is None:
+        _tell_fewest(detector, results, fdr)
     if picture:
         contact_sheet([r for r in results if r.is_anomaly] or results, picture)
         print(f"{picture}: written", file=out)
@@ -54,22 +80,60 @@ def score(
         raise typer.Exit(2)
 
 
-def _score(
-    detector: "Detector",
-    images: Any,
-    false_alarms: float | None,
-    csv: str | None,
-    json: str | None,
-) -> list["Result"]:
-    """Score and write the files as results come."""
+def _written(scored: Iterator["Result"], csv: str | None, json: str | None) -> list["Result"]:
+    """Write the files as results come."""
     from nnad.report import csv_writer, json_writer
 
     results = []
     with ExitStack() as stack:
         writers = [stack.enter_context(csv_writer(csv))] if csv else []
         writers += [stack.enter_context(json_writer(json))] if json else []
-        for result in detector.iter_scores(images, false_alarms=false_alarms, progress=True):
+        for result in scored:
             for add in writers:
                 add(result)
             results.append(result)
     return results
+
+
+def _streamed(
+    detector: "Detector", images: Any, file: Path, fdr: float | None
+) -> Iterator["Result"]:
+    """Results decided by the stream's rule; its state is saved after the last one."""
+    from dataclasses import replace
+
+    from nnad.budgets import Stream
+
+    smallest = detector.calibration.smallest_budget
+    if file.exists():
+        stream = Stream.load(file)
+        if fdr not in (None, stream.fdr):
+            raise typer.BadParameter(f"--fdr: the stream in {file} has {stream.fdr:g}")
+    else:
+        stream = Stream() if fdr is None else Stream(fdr)
+        stream.check(smallest)
+    for result in detector.iter_scores(images, progress=True):
+        if result.p_value is not None:
+            result = replace(result, is_anomaly=stream.decide(result.p_value))
+        yield result
+    stream.save(file)
+    if stream.silent(smallest):
+        print(
+            f"nnad: {visible(str(file))}: images without an alarm have lowered the level to "
+            f"{stream.level:.2g}, below the smallest p-value, {smallest:.2g}: no further image can "
+            f"be an anomaly; begin a new file, or score without --stream",
+            file=sys.stderr,
+        )
+
+
+def _tell_fewest(detector: "Detector", results: list["Result"], fdr: float) -> None:
+    from nnad.budgets import fewest_alarms
+
+    smallest = detector.calibration.smallest_budget
+    read = sum(r.error is None for r in results)
+    fewest = fewest_alarms(read, smallest, fdr)
+    if fewest > 1:
+        print(
+            f"nnad: with p-values of at least {smallest:.2g}, a batch of {counted(read, 'image')} "
+            f"has {fewest} anomalies or more, or none; more good images would find fewer",
+            file=sys.stderr,
+        )

@@ -8,28 +8,37 @@ from nnad.errors import counted
 
 if TYPE_CHECKING:
     from nnad.detector import Detector
+    from nnad.groups import GroupDetector
     from nnad.results import Result
 
 _SHOWN = 20  # ranked images told on the terminal
 
 
-def promise(detector: "Detector") -> str:
-    """The false-alarm budget in words."""
+def promise(detector: "Detector | GroupDetector", noun: str = "image") -> str:
+    """The false-alarm budget in words; the noun is what it counts."""
     from nnad.calibrate import DEFAULT_FALSE_ALARMS, round_up
 
     budget = detector.false_alarms
-    text = f"at most {round_up(budget):g} of good images will be called anomalies"
-    if budget == detector.calibration.smallest_budget:
+    text = f"at most {round_up(budget):g} of good {noun}s will be called anomalies"
+    calibration = detector.calibration
+    if budget == calibration.smallest_budget:
         needed = round(1 / DEFAULT_FALSE_ALARMS) - 1
-        text += f" (the smallest budget for {counted(len(detector.names), 'image')}"
+        text += f" (the smallest budget for {counted(min(calibration.sizes), noun)}"
+        if min(calibration.sizes) < len(detector.names):
+            text += " to calibrate with"
         text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"
     return text
 
 
-def tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
-    """The highest scores first, then what could not be read, then a summary."""
+def at_budget(budget: float) -> str:
+    """By what an image was called an anomaly, for `tell_ranking`."""
     from nnad.calibrate import round_up
 
+    return f"at a budget of {round_up(budget):g}"
+
+
+def tell_ranking(results: list["Result"], rule: str, out: Any) -> None:
+    """The highest scores first, then what could not be read, then a summary."""
     scored = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0))
     if scored:
         print("   score  p-value           image  (nearest good image)", file=out)
@@ -46,7 +55,7 @@ def tell_ranking(results: list["Result"], budget: float, out: Any) -> None:
     tell_unread(unread)
     anomalies = sum(bool(r.is_anomaly) for r in scored)
     summary = f"{counted(len(scored), 'image')} scored, {anomalies} "
-    summary += f"{'anomaly' if anomalies == 1 else 'anomalies'} at a budget of {round_up(budget):g}"
+    summary += f"{'anomaly' if anomalies == 1 else 'anomalies'} {rule}"
     if unread:
         summary += f"; {len(unread)} unreadable"
     print(summary, file=out)

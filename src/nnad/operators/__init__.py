@@ -1,10 +1,11 @@
 """Operators: a bank of good features and queries -> anomaly scores, higher is more anomalous.
 
-Each is a class with keyword arguments for its numbers and three methods:
+Each is a class with keyword arguments for its numbers and four methods:
 
     fit(bank) -> itself                 bank: a Bank (N, D) of transformed features
     score(queries, found=None) -> (Q,)  found: neighbours of the queries in the bank, if known
     left_out_scores() -> (N,)           the score of each bank row as if it were not in the bank
+    by_feature(query) -> (D,)           what each feature adds to the score of a query (D,)
 
 `fit` is deterministic, so a saved model is fitted again when it is opened; an operator for which
 that takes long (k-means, k-NNN) offers `state()` and `restore(bank, state)`.
@@ -47,6 +48,13 @@ class Operator(Protocol):
 
     def left_out_scores(self) -> NDArray[np.float64]:
         """(N,) the score of each bank row as if it were not in the bank."""
+
+    def by_feature(self, query: NDArray[Any]) -> NDArray[np.float64]:
+        """(D,) -> (D,), none negative; they add up to the score. See by_feature.py.
+
+        Raises:
+            InputError: the score is no sum over features.
+        """
 
 
 def make_operator(name: str, **arguments: Any) -> Operator:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nnad.crossfit import cross_fitted
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
+from nnad.operators.by_feature import check_squares, one_query, reduced, whitened
 from nnad.operators.spaces import directions, normalized_length
 
 Scores = NDArray[np.float64]
@@ -61,6 +62,19 @@ class Global:
                 Global(self.k, ridge=self.ridge, p=self.p).fit(Bank(bank)).score(held_out)
             ),
         )
+
+    def by_feature(self, query: NDArray[Any]) -> Scores:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py.
+
+        Raises:
+            InputError: p is 1.
+        """
+        check_squares(self.p)
+        query = one_query(query, self.bank.features.shape[1])
+        rows = self.bank.nearest(query, clipped(self.k, self.bank)).rows[0]
+        differences = query - self.bank.features[rows].astype(np.float64)  # (k, D)
+        steps = whitened(differences, self._values, self._vectors, self._ridge)
+        return reduced(np.square(steps), "mean")
 
     def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Scores:
         scores = np.zeros(len(rows))

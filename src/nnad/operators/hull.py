@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
-from nnad.operators.spaces import mean_variance, shrunk_sq_lengths
+from nnad.operators.by_feature import one_query, outside, reduced, whitened
+from nnad.operators.spaces import directions, mean_variance, shrunk_sq_lengths
 
 Scores = NDArray[np.float64]
 _CHUNK_ELEMENTS = 2_000_000  # float64 numbers gathered at a time: 16 MB
@@ -62,8 +63,22 @@ class Hull:
         """(N,) the score of each bank row as if it had never been there, exactly but for vbar."""
         k = clipped(self.k, self.bank, left_out=True)
         everyone = np.arange(len(self.bank))
-        found = self.bank.nearest(self.bank.features, k, exclude=everyone)
-        return self._scores(self.bank.features, found.rows, everyone)
+        rows = self.bank.others(max(k, self.m + 1)).rows[:, :k]
+        return self._scores(self.bank.features, rows, everyone)
+
+    def by_feature(self, query: NDArray[Any]) -> Scores:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py."""
+        query = one_query(query, self.bank.features.shape[1])
+        rows = self.bank.nearest(query, clipped(self.k, self.bank)).rows[0]
+        around = self.bank.neighborhoods(rows, self.m)  # (k, m)
+        points = self.bank.features[np.column_stack([rows, around])].astype(np.float64)
+        steps, (values, vectors) = query - points[:, 0], directions(points)
+        ridge = self.ridge * self._vbar
+        if ridge > 0:
+            steps = np.sqrt(ridge) * whitened(steps, values, vectors, ridge)  # (k, D)
+        else:
+            steps = outside(steps, vectors)
+        return reduced(np.square(steps), self.reduction)
 
     def _scores(
         self, queries: NDArray[Any], rows: NDArray[np.int64], absent: NDArray[np.int64] | None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nnad.crossfit import cross_fitted
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_count
+from nnad.operators.by_feature import one_query, reduced
 
 Scores = NDArray[np.float64]
 
@@ -53,6 +54,12 @@ class KMeans:
             lambda bank, held_out: _two_nearest(held_out, self._centers(bank)),
             seed=self.seed,
         )
+
+    def by_feature(self, query: NDArray[Any]) -> Scores:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py."""
+        query = one_query(query, self.centers.shape[1])
+        rows = Bank(self.centers).nearest(query, min(2, len(self.centers))).rows[0]
+        return reduced(np.square(query - self.centers[rows].astype(np.float64)), "sum")
 
     def _centers(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         from sklearn.cluster import KMeans as SklearnKMeans

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors, checked_features
 from nnad.operators.arguments import check_amount, check_count, clipped
+from nnad.operators.by_feature import one_query, reduced
 
 Scores = NDArray[np.float64]
 
@@ -176,3 +177,10 @@ class TreeKNN:
         everyone = np.arange(len(self.bank))
         found = self._tree.nearest(self.bank.features, k, visit=self.visit, exclude=everyone)
         return np.asarray(found.sq_dists.mean(axis=1))
+
+    def by_feature(self, query: NDArray[Any]) -> Scores:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py."""
+        query = one_query(query, self.bank.features.shape[1])
+        k = clipped(self.k, self.bank)
+        rows = self._tree.nearest(query, k, visit=self.visit).rows[0]
+        return reduced(np.square(query - self.bank.features[rows].astype(np.float64)), "mean")

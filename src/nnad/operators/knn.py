@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_choice, check_count, clipped
+from nnad.operators.by_feature import one_query, reduced
 from nnad.transforms import l2
 
 Scores = NDArray[np.float64]
@@ -55,10 +56,24 @@ class KNN:
 
     def left_out_scores(self) -> Scores:
         """(N,) the score of each bank row against the others, exactly."""
-        everyone = np.arange(len(self.bank))
         k = clipped(self.k, self.bank, left_out=True)
-        found = self._searched.nearest(self._searched.features, k, exclude=everyone)
-        return self._reduced(found.sq_dists)
+        return self._reduced(self._searched.others(k).sq_dists)
+
+    def by_feature(self, query: NDArray[Any]) -> Scores:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py.
+
+        A plain distance |v| is split in proportion to the squares, v_d^2 / |v|.
+        """
+        query = one_query(query, self.bank.features.shape[1])
+        query = l2(query) if self.metric == "cosine" else query
+        rows = self._searched.nearest(query, clipped(self.k, self.bank)).rows[0]
+        parts = np.square(query - self._searched.features[rows].astype(np.float64))  # (k, D)
+        if self.metric == "cosine":
+            parts /= 2
+        elif not self.squared:
+            lengths = np.sqrt(parts.sum(axis=1, keepdims=True))
+            parts = np.divide(parts, lengths, out=np.zeros_like(parts), where=lengths > 0)
+        return reduced(parts, self.reduction)
 
     def _reduced(self, sq_dists: Scores) -> Scores:
         if self.metric == "cosine":

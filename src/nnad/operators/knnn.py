@@ -27,6 +27,12 @@ from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors, checked_features
 from nnad.operators import frames, ordering
 from nnad.operators.arguments import check_choice, check_count
+from nnad.operators.by_feature import (
+    check_squares,
+    one_query,
+    whitened_by_factor,
+    whitened_by_vectors,
+)
 from nnad.operators.compiled import in_threads
 from nnad.operators.compiled_search import COMPILED
 from nnad.operators.frame_cache import FrameCache
@@ -81,6 +87,7 @@ class KNNN:
         InputError: an argument is out of range.
     """
 
+    kernels = COMPILED
     bank: Bank
     order: NDArray[np.int64]
     vbar: float
@@ -264,6 +271,24 @@ class KNNN:
         score = float(self._reduced(totals)[0, 0])
         sets = tuple(column[column >= 0] for column in self._layout.T)
         return Explanation(score, rows[0], sets, parts[0] * self._weight(self.k_used))
+
+    def by_feature(self, query: NDArray[Any]) -> NDArray[np.float64]:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py.
+
+        Raises:
+            InputError: p is 1, or the query's shape does not fit.
+        """
+        check_squares(self.p)
+        query = one_query(query, self.bank.features.shape[1])
+        rows = self._search(query, self.k_used)
+        found, slots = self._frames_of(rows)
+        steps = query.astype(np.float64) - self.bank.features[rows[0]]  # (k, D)
+        steps = np.where(self._layout >= 0, steps[:, self._layout], 0)  # (k, L, S)
+        whiten = whitened_by_factor if self._by_factor else whitened_by_vectors
+        parts = np.square(whiten(steps, found[slots[0]], self.ridge)).sum(axis=0)  # (L, S)
+        shares = np.empty(len(self.order))
+        shares[self._layout[self._layout >= 0]] = parts[self._layout >= 0]
+        return shares * self._weight(self.k_used)
 
     def _search(
         self,

@@ -139,6 +139,12 @@ class AuthorKNNN:
         sets = tuple(column[column >= 0] for column in self._layout.T)
         return Explanation(score, rows[0], sets, parts)
 
+    def by_feature(self, query: NDArray[Any]) -> NDArray[np.float64]:  # noqa: ARG002
+        """Not of this operator: its terms are roots over whole sets, see `explain`."""
+        raise InputError(
+            "knnn-author: its terms belong to whole sets of features, not to single ones"
+        )
+
     def _search(self, directions: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Rows of the k nearest by cosine, which is Euclidean among vectors of length 1."""
         return self._directions.nearest(directions, k, kernels=COMPILED).rows

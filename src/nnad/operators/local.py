@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators.arguments import check_amount, check_choice, check_count, clipped
+from nnad.operators.by_feature import check_squares, one_query, reduced, whitened
 from nnad.operators.spaces import (
     directions,
     mean_variance,
@@ -68,9 +69,20 @@ class Local:
     def left_out_scores(self) -> Array:
         """(N,) the score of each bank row against the others, exactly (but for vbar)."""
         count = clipped(self.n_local, self.bank, left_out=True)
-        everyone = np.arange(len(self.bank))
-        found = self.bank.nearest(self.bank.features, count, exclude=everyone)
-        return self._normalized(self.bank.features, found.rows)
+        return self._normalized(self.bank.features, self.bank.others(count).rows)
+
+    def by_feature(self, query: NDArray[Any]) -> Array:
+        """(D,) -> (D,) what each feature adds to the score, see by_feature.py.
+
+        Raises:
+            InputError: p is 1.
+        """
+        check_squares(self.p)
+        query = one_query(query, self.bank.features.shape[1])
+        rows = self.bank.nearest(query, clipped(self.n_local, self.bank)).rows[0]
+        around = self.bank.features[rows].astype(np.float64)  # (n_local, D)
+        steps = whitened(query - around[: self.k], *directions(around), self._ridge)  # (k, D)
+        return reduced(np.square(steps), self.reduction)
 
     def _normalized(self, queries: NDArray[Any], rows: NDArray[np.int64]) -> Array:
         scores = np.empty(len(rows))

@@ -1,0 +1,86 @@
+"""A detector -> what a model folder holds, and back."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from nnad import __version__
+from nnad.backbones import Backbone, check_device, from_settings
+from nnad.errors import InputError, ModelError
+from nnad.model_file import Saved, read_model
+from nnad.operators import make_operator, operator_name, settings
+from nnad.scorer import Known, Scorer
+
+if TYPE_CHECKING:
+    from nnad.detector import Detector
+
+D = TypeVar("D", bound="Detector")
+
+
+def to_saved(detector: "Detector") -> Saved:
+    """All that `load` needs."""
+    operator = detector.operator
+    told = {
+        "nnad": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "backbone": detector.backbone.settings(),
+        "transform": detector.transform,
+        "operator": {"name": operator_name(operator), "settings": settings(operator)},
+        "reason": detector.reason,
+        "calibration": str(detector.method),
+        "products": detector.products,
+        "product_names": detector.calibration.product_names,
+        "false_alarms": detector.asked_false_alarms,
+        "export": detector.export,
+    }
+    known = Known(
+        graph=detector.scorer.bank.graph,
+        operator_state=getattr(operator, "state", dict)(),
+        calibration=detector.calibration,
+        products=detector.scorer.products,
+    )
+    return Saved(told, detector.backbone.networks, detector.history, known)
+
+
+def load(
+    kind: type[D], path: Path, backbone: Backbone | None, device: str, workers: int | None
+) -> D:
+    """See `Detector.load`."""
+    saved = read_model(path)
+    check_device(device)
+    if backbone is not None and device not in ("cpu", backbone.device):
+        raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
+    try:
+        if "groups" in saved.settings:
+            raise ModelError(f"{path}: a model of groups; `nnad groups score` opens it")
+        told = saved.settings["backbone"]
+        if backbone is None:
+            backbone = from_settings(told, saved.encoders, device)
+        else:
+            backbone.check_same(told)
+        operator = saved.settings["operator"]
+        detector = kind(
+            backbone,
+            transform=saved.settings["transform"],
+            operator=make_operator(operator["name"], **operator["settings"]),
+            calibration=saved.settings["calibration"],
+            products=saved.settings["products"],
+            false_alarms=saved.settings["false_alarms"],
+            workers=workers,
+        )
+        detector.reason = str(saved.settings["reason"])
+        detector.export = saved.settings["export"]
+        features = saved.history.features()
+        scorer = Scorer(
+            features,
+            detector.transform,
+            detector.operator,
+            saved.known,
+            method=detector.method,
+            products=detector.products,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = repr(error)[:200]
+        raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error
+    detector.set_fitted(scorer, saved.history)
+    return detector

@@ -1,0 +1,160 @@
+"""Good features -> a fitted model and its calibration; new features -> scores and p-values.
+
+A detector has one for its images; whatever has features of another kind can have one, too.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad.calibrate import Calibration
+from nnad.conformal import LEAVE_ONE_OUT, Method, calibrate, fold_models
+from nnad.fitted import Fitted
+from nnad.neighbors import Bank, Neighbors
+from nnad.operators import Operator
+from nnad.products import bank_products
+
+EVIDENCE = 3  # nearest good images told for each decision
+
+
+class Known(NamedTuple):
+    """What a saved model knows and a fit has to find out."""
+
+    graph: Neighbors
+    operator_state: dict[str, NDArray[Any]]
+    calibration: Calibration
+    products: NDArray[np.int64] | None  # (B,) of the bank's rows
+
+
+class Scored(NamedTuple):
+    """What features (Q, D) were found to be."""
+
+    scores: NDArray[np.float64]  # (Q,)
+    p_values: NDArray[np.float64]  # (Q,)
+    nearest: Neighbors  # (Q, 3 or more) rows of good images, distances of transformed features
+    products: NDArray[np.int64]  # (Q,) places in the calibration's `product_names`
+
+
+class Scorer:
+    """Scores features by good ones.
+
+    Args:
+        features: (N, D) of good images, as the backbone returned them.
+        transform: a name of `nnad.transforms`.
+        operator: copied, not changed.
+        known: what a saved model knows.
+        method: how the good images calibrate.
+        products: `folders`, the number of clusters, or None for one product.
+        names: (N,) of the good images, for `folders`.
+
+    Attributes: `rows` (B,), which good images are in the `bank` of transformed features;
+    `operator`; `calibration`, and `calibrating` (n,), which good images its scores are of;
+    `products` (B,) of the rows of the bank, or None.
+
+    Raises:
+        InputError: too few or too many images for the method, or for a product.
+    """
+
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        transform: str,
+        operator: Operator,
+        known: Known | None = None,
+        *,
+        method: Method = LEAVE_ONE_OUT,
+        products: str | int | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        def fit(good: NDArray[np.float32]) -> Fitted:
+            return Fitted(good, transform, operator)
+
+        self._transform, self._method, self._asked_products = transform, method, products
+        self.rows, self.calibrating = method.bank_rows(features), method.calibrating_rows(features)
+        good = features if len(self.rows) == len(features) else features[self.rows]
+        learnt = (known.graph, known.operator_state) if known else ()
+        self._main = Fitted(good, transform, operator, *learnt)
+        self._folds = fold_models(method, features, fit)
+        if known:
+            self.calibration, self.products = known.calibration, known.products
+        else:
+            self._calibrate(features, names)
+
+    @property
+    def bank(self) -> Bank:
+        """Of transformed features (B, D)."""
+        return self._main.bank
+
+    @property
+    def operator(self) -> Operator:
+        """Fitted on the bank."""
+        return self._main.operator
+
+    def transformed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features (Q, D) as the bank's are."""
+        return self._main.transformed(features)
+
+    def edited(
+        self,
+        features: NDArray[np.float32],
+        old_rows: NDArray[np.int64],
+        names: Sequence[str] = (),
+    ) -> "Scorer":
+        """What `Scorer(features, ...)` would be, bit for bit, for the price of the change.
+
+        Only new rows, and rows that lost a neighbour, are searched. What an operator learns from
+        all rows (variances, centres, eigenvectors) is learnt anew, and so are the transforms `log`
+        and `white`, and all where images have parts of their own (`split`, `cross`, `jackknife+`);
+        the leave-one-out scores of k-NN cost next to nothing, those of other operators as much as
+        scoring the bank.
+
+        Args:
+            features: (N, D) of all good images.
+            old_rows: (N,) ascending, the row that each had in this bank, or -1 for a new one.
+            names: (N,) of the good images, for products by folders.
+        """
+        if self._method != LEAVE_ONE_OUT:
+            return Scorer(
+                features,
+                self._transform,
+                self.operator,
+                method=self._method,
+                products=self._asked_products,
+                names=names,
+            )
+        new = copy.copy(self)
+        new.rows = new.calibrating = np.arange(len(features))
+        new._main = self._main.edited(features, old_rows)
+        new._calibrate(features, names)
+        return new
+
+    def score(self, features: NDArray[np.float32]) -> Scored:
+        """Features (Q, D) as the backbone returned them."""
+        queries = self.transformed(features)
+        told = min(max(EVIDENCE, getattr(self.operator, "k", 1)), len(self.bank))
+        needed = min(max(told, getattr(self.operator, "n_local", 1)), len(self.bank))
+        found = self.bank.nearest(queries, needed)
+        scores = self.operator.score(queries, found)
+        by_fold = np.stack([fold.score(features) for fold in self._folds] or [scores], axis=1)
+        nearest = found.rows[:, 0]
+        products = np.zeros_like(nearest) if self.products is None else self.products[nearest]
+        return Scored(
+            scores,
+            self.calibration.p_values(by_fold, products),
+            Neighbors(found.sq_dists[:, :told], self.rows[found.rows[:, :told]]),
+            products,
+        )
+
+    def _calibrate(self, features: NDArray[np.float32], names: Sequence[str]) -> None:
+        product_names: tuple[str, ...] = ("",)
+        self.products = None
+        if self._asked_products is not None:
+            self.products, product_names = bank_products(
+                self._asked_products, names, self.rows, self.bank.features
+            )
+        self.calibration = calibrate(
+            self._method, features, self._main, self._folds, self.products, product_names
+        )
