@@ -55,7 +55,10 @@ def load(
         workers = check_count("workers", workers)
     try:
         if "groups" in saved.settings:
-            raise ModelError(f"{path}: a model of groups; `nnad groups score` opens it")
+            raise ModelError(
+                f"{path}: a model of groups; `nnad groups score` and `nnad info` open it, and only "
+                f"another fit changes it"
+            )
         told = saved.settings["backbone"]
         if backbone is None:
             backbone = from_settings(told, saved.encoders, device)
