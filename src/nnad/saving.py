@@ -28,6 +28,7 @@ def to_saved(detector: "Detector") -> Saved:
         "transform": detector.transform,
         "operator": {"name": operator_name(operator), "settings": settings(operator)},
         "reason": detector.reason,
+        "dropped_unseen": detector.dropped_unseen,
         "calibration": str(detector.method),
         "products": detector.products,
         "product_names": detector.calibration.product_names,
@@ -75,6 +76,9 @@ def load(
             workers=workers,
         )
         detector.reason = str(saved.settings["reason"])
+        detector.dropped_unseen = check_count(
+            "dropped_unseen", saved.settings["dropped_unseen"], least=0
+        )
         detector.export = saved.settings["export"]
         features = saved.history.features()
         scorer = Scorer(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnad.cli.options import Model
-from nnad.cli.telling import REMOVED, promise, visible
+from nnad.cli.telling import REMOVED, not_promised, promise, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def info(
         ("false alarms", promise(detector)),
         ("calibration", f"{detector.method}, {sum(calibration.sizes)} images"),
         ("guarantee", _guarantee(detector)),
+        *([("cleaned", told)] if (told := not_promised(detector)) else []),
         *_thresholds(calibration, detector.false_alarms),
         ("smallest budget", f"{round_up(calibration.smallest_budget):g}"),
     ]

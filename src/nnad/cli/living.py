@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from nnad.cli.options import Device, Images, Json, Model, fraction
-from nnad.cli.telling import REMOVED, promise, tell_passed_over, tell_unread, visible
+from nnad.cli.telling import REMOVED, not_promised, promise, tell_passed_over, tell_unread, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def _tell(model: Path, detector: "Detector") -> None:
     history = detector.history
     print(_line(history, history.changes[-1]))
     print(f"{model}: {counted(len(detector.names), 'good image')}; {promise(detector)}")
+    if told := not_promised(detector):
+        print(told)
 
 
 def _names(history: "History", change: "Change") -> list[str]:
