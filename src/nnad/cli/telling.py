@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from nnad.groups import GroupDetector
     from nnad.results import Result
 
+REMOVED = (
+    "if that was for their high scores and not because they are bad, more good images than "
+    "promised will be called anomalies"
+)
 _SHOWN = 20  # ranked images told on the terminal
 
 
@@ -28,6 +32,20 @@ def promise(detector: "Detector | GroupDetector", noun: str = "image") -> str:
             text += " to calibrate with"
         text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"
     return text
+
+
+def not_promised(detector: "Detector") -> str:
+    """What a cleaning leaves of the promise; nothing if a person saw all that was dropped."""
+    from nnad.clean import rough_rate
+
+    if not (unseen := detector.dropped_unseen):
+        return ""
+    rate = rough_rate(detector.false_alarms, len(detector.names), unseen)
+    return (
+        f"that does not hold: cleaning dropped {counted(unseen, 'image')} that no person rejected; "
+        f"expect roughly {rate:.2g} of good images to be called anomalies, perhaps more "
+        f"(docs/cleaning.md)"
+    )
 
 
 def at_budget(budget: float) -> str:
