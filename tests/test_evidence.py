@@ -98,8 +98,7 @@ def test_shares_are_not_negative_and_add_up_to_the_score(name, arguments, seed, 
     assert shares.shape == query.shape
     assert (shares >= 0).all()
     score = float(operator.score(query[None])[0])
-    # the eigenvectors of k-NNN are stored as float32
-    exactness = 1e-7 if "n_vectors" in arguments else 1e-9
+    exactness = 1e-6 if name == "knnn" else 1e-9  # its sums are of float32 products
     scale = float(np.square(query - bank).sum(axis=1).max())  # beside which a score may be rounding
     assert shares.sum() == pytest.approx(score, rel=exactness, abs=1e-12 * scale)
 

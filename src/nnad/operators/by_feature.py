@@ -66,13 +66,14 @@ def whitened(differences: Array, values: Array, vectors: Array, ridge: float) ->
     return np.asarray(inside + outside(differences, vectors) / np.sqrt(ridge) if ridge else inside)
 
 
-def whitened_by_factor(differences: Array, factors: Array, ridge: float) -> Array:
-    """(C C' + ridge I)^(-1/2) d of k-NNN's sets.
+def whitened_by_factor(differences: Array, factors: NDArray[Any], ridge: float) -> Array:
+    """(C + ridge I)^(-1/2) d of k-NNN's sets, C being their covariances.
 
     Args:
         differences: (k, L, S).
-        factors: (k, L (L + 1) / 2, S), the lower triangles C.
-        ridge: in units of the factors.
+        factors: (k, L (L + 1) / 2, S), triangles W with W' W = ridge (C + ridge I)^-1, see
+            `frames.ridge_frames`.
+        ridge: in units of the covariances.
 
     Returns:
         (k, L, S)
@@ -81,13 +82,13 @@ def whitened_by_factor(differences: Array, factors: Array, ridge: float) -> Arra
     lower = np.zeros((len(factors), factors.shape[2], size, size))  # (k, S, L, L)
     row, column = np.tril_indices(size)
     lower[:, :, row, column] = np.moveaxis(factors, 1, 2)
-    values, vectors = np.linalg.eigh(lower @ np.swapaxes(lower, 2, 3))  # columns are eigenvectors
+    values, vectors = np.linalg.eigh(np.swapaxes(lower, 2, 3) @ lower)  # columns are eigenvectors
     along = np.einsum("ksij,kis->ksj", vectors, differences)
-    along /= np.sqrt(np.maximum(values, 0) + ridge)
+    along *= np.sqrt(np.maximum(values, 0) / ridge)
     return np.asarray(np.einsum("ksij,ksj->kis", vectors, along))
 
 
-def whitened_by_vectors(differences: Array, found: Array, ridge: float) -> Array:
+def whitened_by_vectors(differences: Array, found: NDArray[Any], ridge: float) -> Array:
     """The same of n eigenvectors of each set: sum over j of v_j (v_j . d) / sqrt(e_j + ridge).
 
     They are stored in float32: its squares add up to the score to about 1e-7.

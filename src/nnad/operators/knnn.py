@@ -281,10 +281,10 @@ class KNNN:
         check_squares(self.p)
         query = one_query(query, self.bank.features.shape[1])
         rows = self._search(query, self.k_used)
-        found, slots = self._frames_of(rows)
+        found, slots = self._frames_of(rows, np.array([self.ridge]))
         steps = query.astype(np.float64) - self.bank.features[rows[0]]  # (k, D)
         steps = np.where(self._layout >= 0, steps[:, self._layout], 0)  # (k, L, S)
-        whiten = whitened_by_factor if self._by_factor else whitened_by_vectors
+        whiten = whitened_by_factor if self._by_ridge else whitened_by_vectors
         parts = np.square(whiten(steps, found[slots[0]], self.ridge)).sum(axis=0)  # (L, S)
         shares = np.empty(len(self.order))
         shares[self._layout[self._layout >= 0]] = parts[self._layout >= 0]
