@@ -10,10 +10,10 @@
 
 A shift of everything (light, focus, camera) moves the bulk of the images; more defects only add to
 the tail. The five tests are in `nnad.drift_tests`; Holm's procedure keeps the probability of any
-verdict but the first, when nothing has changed, at `alpha`. "Flagged" and "tail" are the same test,
-above the threshold of the budget and above the highest tenth of the good scores. A shift lifts the
-tail, too; beyond the shift means: the two tests at `alpha / 2`, after the new scores were divided by
-the ratio of the medians. That errs towards "everything shifted".
+verdict but the first, when nothing has changed, at `alpha`. "Flagged" and "tail" are one test, above
+the threshold of the budget and in the range of the highest tenth of the good scores. A shift lifts
+the tail, too; beyond the shift means: these two tests at `alpha / 2`, after the new scores were
+divided by the ratio of the medians. That errs towards "everything shifted".
 """
 
 import hashlib
@@ -302,8 +302,8 @@ def _promise(found: Judgement, budget: float, m: int, good: bool) -> Promise:
         told = "nothing speaks against it"
     elif found.verdict == MORE_ANOMALIES:
         told = (
-            "stands, as far as can be seen: most images lie where the good ones did. Look at the "
-            "flagged ones; if they are good, it is broken"
+            "stands, as far as can be seen: most images lie where the good ones did. Look at those "
+            "with the highest scores; if they are good, it is broken"
         )
     else:
         told = (

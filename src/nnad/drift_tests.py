@@ -33,7 +33,7 @@ def exceedances(m: int, r: int, n: int) -> NDArray[np.float64]:
     a change.
     """
     chances = betabinom.pmf(np.arange(m + 1), m, r, n + 1 - r)
-    return np.minimum(np.cumsum(chances[::-1])[::-1], 1.0)
+    return np.asarray(np.minimum(np.cumsum(chances[::-1])[::-1], 1.0))
 
 
 def tail_test(good_scores: NDArray[np.float64], scores: NDArray[np.float64], r: int) -> float:
