@@ -29,7 +29,7 @@ def drift(
     """Do new images still come from where the good ones came from? Exits with 1 if not."""
     from nnad.detector import Detector
     from nnad.drift import drift as compare
-    from nnad.report import check_outputs, json_writer
+    from nnad.report import check_outputs, write_json
 
     if json is not None:
         check_outputs([json], model, images)
@@ -39,8 +39,7 @@ def drift(
         detector, images, good=good, false_alarms=false_alarms, alpha=alpha, progress=True
     )
     if json is not None:
-        with json_writer(json) as add:
-            add(report)
+        write_json(json, report)
     tell_unread(list(report.unread))
     _tell(report, sys.stderr if json == "-" else sys.stdout)
     if report.changed:
