@@ -141,6 +141,7 @@ def main() -> None:
                 row = {"data": data, "change": case, "anomalies": share, "good": n, "new": m}
                 told = {verdict: f"{counts[verdict] / splits:.3f}" for verdict in VERDICTS}
                 rows.append({**row, **told, "splits": splits})
+            print(data, case, share, {key: dict(value) for key, value in verdicts.items()})
     write_rows("drift", rows)
 
 

@@ -213,9 +213,7 @@ def fitted(folders, backbone) -> Detector:
 
 
 def test_pictures_of_the_same_source_and_others(folders, fitted):
-    found = {
-        name: drift(fitted, folders / name) for name in ("fresh", "dark", "blurred", "mixed")
-    }
+    found = {name: drift(fitted, folders / name) for name in ("fresh", "dark", "blurred", "mixed")}
     verdicts = {name: report.verdict for name, report in found.items()}
     assert verdicts == {
         "fresh": NO_CHANGE,
@@ -318,7 +316,9 @@ def test_measures_by_hand():
     assert brightness == pytest.approx(0.299 * 200 + 0.701 * 100, abs=1)
     assert (contrast, sharpness, size) == (0, 0, 20)
     assert saturation == 0.5
-    checks = Image.fromarray(np.uint8(255) * (np.indices((64, 64)).sum(axis=0) % 2).astype(np.uint8)).convert("RGB")
+    checks = Image.fromarray(
+        np.uint8(255) * (np.indices((64, 64)).sum(axis=0) % 2).astype(np.uint8)
+    ).convert("RGB")
     brightness, contrast, saturation, sharpness, _ = measures(checks)
     assert (brightness, contrast, saturation) == (127.5, 127.5, 0)
     assert sharpness > measures(checks.filter(ImageFilter.GaussianBlur(1)))[3]

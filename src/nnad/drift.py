@@ -298,6 +298,8 @@ def _promise(found: Judgement, budget: float, m: int, good: bool) -> Promise:
             told += "above it, but the luck in drawing the good images can explain that"
         else:
             told += "nothing speaks against it"
+        if holds and found.verdict == MORE_ANOMALIES:
+            told += "; but scores are higher than the good images' own: bursts among those?"
     elif found.verdict == NO_CHANGE:
         told = "nothing speaks against it"
     elif found.verdict == MORE_ANOMALIES:

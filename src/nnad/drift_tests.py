@@ -19,6 +19,7 @@ TAIL = 0.1  # this share of the good images has the highest scores
 FEW = 0.25  # up to this share of odd images among good ones is no shift of everything
 NEIGHBORS = 5
 PERMUTATIONS = 999
+_BLOCK = 100  # permutations at a time
 _LARGEST_SAMPLE = 2000  # images of a side in the test on features
 _BETS = np.array([-2.0, 0.0, 2.0])
 _JUMP = 0.01
@@ -100,18 +101,24 @@ def neighbor_test(
     depth = min(max(k, int(FEW * m)), n + m - 1)
     found = Bank(pooled).nearest(pooled, depth, exclude=np.arange(n + m))
     order = np.argsort(found.sq_dists[:, -1], kind="stable")  # the most isolated last
-    nearest = found.rows[order, :k]
+    nearest = np.argsort(order)[found.rows[order, :k]]  # (N, k), rows in that order
     kept = m - int(FEW * m)
 
-    def share(is_new: NDArray[np.bool_]) -> float:
-        rows = np.flatnonzero(is_new[order])[:kept]
-        return float(is_new[nearest[rows]].mean())
+    def shares(is_new: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Labels (P, N), in that order -> (P,)."""
+        counts = is_new[:, nearest].sum(axis=2)  # (P, N)
+        counted = is_new & (np.cumsum(is_new, axis=1) <= kept)
+        return np.asarray((counts * counted).sum(axis=1) / (kept * k))
 
-    is_new = np.arange(n + m) >= n
-    seen = share(is_new)
-    shares = np.array([share(rng.permutation(is_new)) for _ in range(PERMUTATIONS)])
-    p_value = (1 + int((shares >= seen - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return p_value, seen, float(shares.mean())
+    labels = order[None] >= n  # (1, N)
+    seen = float(shares(labels)[0])
+    blocks = [
+        shares(rng.permuted(np.repeat(labels, min(_BLOCK, PERMUTATIONS - done), axis=0), axis=1))
+        for done in range(0, PERMUTATIONS, _BLOCK)
+    ]
+    permuted = np.concatenate(blocks)  # (PERMUTATIONS,)
+    p_value = (1 + int((permuted >= seen - 1e-12).sum())) / (1 + PERMUTATIONS)
+    return p_value, seen, float(permuted.mean())
 
 
 def online_p_values(
