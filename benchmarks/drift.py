@@ -28,7 +28,6 @@ from nnad.scorer import Scorer
 
 GOOD = (30, 200)  # images that the model is fitted on
 NEW = (20, 50, 100, 200)
-BUDGET = 0.05
 VERDICTS = (NO_CHANGE, MORE_ANOMALIES, SHIFTED, BOTH, ALONG_THE_WAY)
 Features = NDArray[np.float32]
 
@@ -109,8 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="holds the folder magnetic_tile")
     parser.add_argument("--fashion-mnist", type=Path, required=True, help=FASHION_MNIST_HELP)
-    parser.add_argument("--splits", type=int, default=200, help="without a change")
-    parser.add_argument("--changed-splits", type=int, default=25)
+    parser.add_argument("--splits", type=int, default=100, help="without a change")
+    parser.add_argument("--changed-splits", type=int, default=15)
     arguments = parser.parse_args()
     backbone = load_backbone()
     rows = []
@@ -132,10 +131,9 @@ def main() -> None:
                     scorer = Scorer(rest[:n], "root", make_operator("auto"))
                     scores = scorer.score(new).scores
                     for m in NEW:
-                        budget = max(BUDGET, scorer.calibration.smallest_budget)
-                        found = judge(
-                            rest[:n], new[:m], scorer.calibration, scores[:m], budget, seed=seed
-                        )
+                        calibration = scorer.calibration
+                        budget = calibration.default_budget()
+                        found = judge(rest[:n], new[:m], calibration, scores[:m], budget, seed=seed)
                         verdicts.setdefault((n, m), Counter())[found.verdict] += 1
             for (n, m), counts in verdicts.items():
                 row = {"data": data, "change": case, "anomalies": share, "good": n, "new": m}

@@ -10,10 +10,10 @@
 
 A shift of everything (light, focus, camera) moves the bulk of the images; more defects only add to
 the tail. The five tests are in `nnad.drift_tests`; Holm's procedure keeps the probability of any
-verdict but the first, when nothing has changed, at `alpha`. "Flagged" and "tail" are one test, above
-the threshold of the budget and in the range of the highest tenth of the good scores. A shift lifts
-the tail, too; beyond the shift means: these two tests at `alpha / 2`, after the new scores were
-divided by the ratio of the medians. That errs towards "everything shifted".
+verdict but the first, when nothing has changed, at `alpha`. "Flagged" and "tail" are one test,
+above the threshold of the budget and in the range of the highest tenth of the good scores. A shift
+lifts the tail, too; beyond the shift means: these two tests at `alpha / 2`, after the new scores
+were divided by the ratio of the medians. That errs towards "everything shifted".
 """
 
 import hashlib
@@ -93,7 +93,8 @@ class Report:
 
     `copies` were left out: exact copies of a good or an earlier image. `least`: so many of the
     images must be flagged for "more anomalies". `begins`: the image where "a change along the
-    way" seems to begin. `pictures`: measures of good and new pictures, if there is a change.
+    way" seems to begin. `pictures`: measures of good and new pictures; nothing is decided by them,
+    as a network may not mind what they show. Empty if the good pictures cannot be read any more.
     """
 
     verdict: str
@@ -177,7 +178,7 @@ def drift(
         begins=None if found.begins is None else used[found.begins][0],
         copies=tuple(copies),
         unread=tuple(unread),
-        pictures=() if found.verdict == NO_CHANGE else _pictures(detector.names, used),
+        pictures=_pictures(detector.names, used),
     )
 
 

@@ -57,10 +57,7 @@ def _tell(report: "Report", out: Any) -> None:
         print(f"the change seems to begin at {visible(report.begins)}", file=out)
     if not report.changed:
         _tell_limits(report, out)
-    elif report.pictures:
-        _tell_pictures(report, out)
-    else:
-        print("pictures: the good ones are no longer where they were; not compared", file=out)
+    _tell_pictures(report, out)
     if report.copies:
         print(f"left out: {counted(len(report.copies), 'copy')} of other images", file=out)
 
@@ -76,11 +73,10 @@ def _tell_limits(report: "Report", out: Any) -> None:
 
 
 def _tell_pictures(report: "Report", out: Any) -> None:
-    print("pictures (medians, good -> new):", file=out)
+    if not report.pictures:
+        print("the good pictures are no longer where they were; not compared", file=out)
     for one in report.pictures:
-        mark = "differs" if one.differs else ""
-        factor = f"x {one.new / one.good:.2f}" if one.good else ""
-        print(
-            f"  {one.measure:<11} {one.good:>8.3g} -> {one.new:<8.3g} {factor:<7} {mark}".rstrip(),
-            file=out,
-        )
+        if report.changed or one.differs:
+            told = f"{one.measure} of the pictures {one.good:.3g} -> {one.new:.3g}"
+            factor = f" (x {one.new / one.good:.2f})" if one.good else ""
+            print(f"{told}{factor}{', differs' if one.differs else ''}", file=out)
