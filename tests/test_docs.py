@@ -64,11 +64,16 @@ def test_importing_nnad_and_showing_help_loads_nothing_heavy():
 def test_every_option_is_told_in_the_reference():
     reference = (ROOT / "docs" / "command-line.md").read_text()
     command = shutil.which("nnad", path=str(Path(sys.executable).parent))
-    listed = subprocess.run([command, "--help"], capture_output=True, text=True).stdout
-    names = re.findall(r"^  ([a-z]+) ", listed.partition("Commands:")[2], flags=re.MULTILINE)
-    assert {"fit", "score", "log"} <= set(names)
+
+    def commands(*of):
+        listed = subprocess.run([command, *of, "--help"], capture_output=True, text=True).stdout
+        told = listed.partition("Commands:")[2]
+        return [[*of, name] for name in re.findall(r"^  ([a-z]+) ", told, flags=re.MULTILINE)]
+
+    names = [*commands(), *commands("groups")]
+    assert all(name in names for name in (["fit"], ["score"], ["log"], ["groups", "rank"]))
     for name in names:
-        done = subprocess.run([command, name, "--help"], capture_output=True, text=True)
+        done = subprocess.run([command, *name, "--help"], capture_output=True, text=True)
         for option in re.findall(r"(--[a-z-]+)", done.stdout):
             if option != "--help":
                 assert option in reference, f"{name} {option}"

@@ -134,6 +134,31 @@ def test_tokens(network):
         embed(network, draw(0), pooling="cls")
 
 
+def test_maps_are_not_pooled(network):
+    pixels = normalised(draw(0))
+    write_sidecar(network, prefix_tokens=0)
+    backbone = load_backbone(network, stages=("signed", "plain", "tokens"), pooling="map")
+    signed, plain, tokens = backbone.maps(Image.fromarray(draw(0)))
+    np.testing.assert_allclose(signed, pixels / 2 - 0.5, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(plain, pixels, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(tokens, plain)  # 4096 tokens, back in their square
+    with pytest.raises(BackboneError, match="gives maps"):
+        backbone.embed(Image.fromarray(draw(0)))
+    with pytest.raises(BackboneError, match="gives maps"):
+        Detector(backbone).fit([draw(i) for i in range(5)])
+    with pytest.raises(BackboneError, match="pooling='map'"):
+        load_backbone(network).maps(Image.fromarray(draw(0)))
+    flipped = load_backbone(network, pooling="map", flips="horizontal")
+    with pytest.raises(InputError, match="flips"):
+        flipped.maps(Image.fromarray(draw(0)))
+
+
+def test_only_squares_can_be_maps(network):
+    for stage in ("vector", "tokens"):  # with a class token, 4095 places are left
+        with pytest.raises(InputError, match="no square"):
+            load_backbone(network, stages=(stage,), pooling="map")
+
+
 @pytest.mark.parametrize(
     "shape", [{"layout": "nhwc"}, {"batch": 1, "side": 64}, {"dtype": "FLOAT16"}, {"opset": 13}]
 )

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nnad.errors import InputError as InputError
     from nnad.errors import ModelError as ModelError
     from nnad.errors import NnadError as NnadError
+    from nnad.groups import GroupDetector as GroupDetector
+    from nnad.results import GroupResult as GroupResult
+    from nnad.results import Member as Member
     from nnad.results import Neighbor as Neighbor
     from nnad.results import Result as Result
 
@@ -35,6 +38,9 @@ _HOME = {
     "CallableBackbone": "callable_backbone",
     "Ensemble": "ensemble",
     "Detector": "detector",
+    "GroupDetector": "groups",
+    "GroupResult": "results",
+    "Member": "results",
     "Neighbor": "results",
     "Result": "results",
     "BackboneError": "errors",

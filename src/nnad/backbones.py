@@ -104,15 +104,35 @@ class Backbone:
         return start_session(self.onnx, self.name, self.device)
 
     @cached_property
+    def gives_maps(self) -> bool:
+        """Whether it was loaded with the pooling `map`: it has `maps`, and no features."""
+        return bool(self._session.get_outputs()[0].name != "features")
+
+    @cached_property
     def dim(self) -> int:
         """D, the length of a feature."""
+        if self.gives_maps:
+            raise BackboneError(f"backbone {self.name!r}: gives maps; a feature needs a pooling")
         return int(self._session.get_outputs()[0].shape[1])
+
+    def maps(self, image: Image.Image) -> list[Features]:
+        """The maps (H, W, C) of an RGB image, one a stage; only with the pooling `map`."""
+        views = self.preprocessing(image)  # (V, h, w, 3)
+        if not self.gives_maps:
+            raise BackboneError(f"backbone {self.name!r}: load it with pooling='map'")
+        if len(views) > 1:
+            raise InputError("flips: maps are of one view; leave flips at none")
+        return [stage[0] for stage in self.outputs(views[0])]
 
     def features(self, batch: NDArray[np.uint8]) -> Features:
         """Preprocessed images (B, h, w, 3) -> (B, D)."""
-        return np.concatenate(
-            [self._session.run(["features"], {"image": image[None]})[0] for image in batch]
-        )
+        self.dim  # noqa: B018 (says so if there are none)
+        return np.concatenate([self.outputs(image)[0] for image in batch])
+
+    def outputs(self, pixels: NDArray[np.uint8]) -> list[Features]:
+        """One preprocessed image (h, w, 3) -> features (1, D), or maps (1, H, W, C)."""
+        found: list[Features] = self._session.run(None, {"image": pixels[None]})
+        return found
 
     def embed(self, image: Image.Image) -> Features:
         """Feature (D,) of an RGB image."""
@@ -200,7 +220,8 @@ def load_backbone(
         mask: a picture or an array (H, W) that is white where the image counts.
         stages: which maps or vectors of the network make the feature, in this order, by default
             its last, `head`. Several are each scaled to length 1.
-        pooling: how a map becomes a vector: `mean`, `max`, `gem`, or `cls` for a ViT's class token.
+        pooling: how a map becomes a vector: `mean`, `max`, `gem`, or `cls` for a ViT's class token;
+            with `map` it stays one, see `Backbone.maps`.
         weights: for torchvision and timm: a checkpoint file, `random` (seeded, for tests), or a
             name of torchvision's such as `IMAGENET1K_V2`; by default the library's own, downloaded.
         declared: for `onnx:FILE`: what its sidecar would say, see `nnad.onnx_file`.

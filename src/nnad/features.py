@@ -5,11 +5,11 @@ while they work, so every core is busy and nothing waits for a batch to fill.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nnad.feature_cache import FeatureCache
 
 Feature = NDArray[np.float32]
+T = TypeVar("T")
 
 
 def extract(
@@ -48,27 +49,42 @@ def extract(
     def read_and_embed(source: Source, name: str) -> Feature:
         return backbone.embed(read_image(source, name))
 
-    def embed(name: str, source: Source) -> Feature | ImageError:
+    backbone.dim  # noqa: B018 (starts the network before threads do)
+    with ExitStack() as stack:
+        known = _feature_cache(backbone) if cache else None
+        if known:
+            stack.callback(known.close)
+        get_feature = known.embed if known else read_and_embed
+        yield from in_threads(images, get_feature, workers=workers, ahead=ahead)
+
+
+def in_threads(
+    images: Iterable[tuple[str, Source]],
+    function: Callable[[Source, str], T],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[tuple[str, T | ImageError]]:
+    """Yield (name, function(picture, name)) or (name, its `ImageError`) in the order given.
+
+    `images`, `workers` and `ahead` are those of `extract`.
+    """
+
+    def call(name: str, source: Source) -> T | ImageError:
         try:
-            return get_feature(source, name)
+            return function(source, name)
         except ImageError as error:
             return error
 
     workers = workers or usable_cores()
     ahead = ahead or 4 * workers
     images = iter(images)
-    backbone.dim  # noqa: B018 (starts the network before threads do)
-    pending: deque[tuple[str, Future[Feature | ImageError]]] = deque()
-    with ExitStack() as stack:
-        known = _feature_cache(backbone) if cache else None
-        if known:
-            stack.callback(known.close)
-        get_feature = known.embed if known else read_and_embed
-        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="nnad"))
+    pending: deque[tuple[str, Future[T | ImageError]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="nnad") as pool:
         try:
             while True:
                 for name, source in islice(images, ahead - len(pending)):
-                    pending.append((name, pool.submit(embed, name, own(source))))
+                    pending.append((name, pool.submit(call, name, own(source))))
                 if not pending:
                     return
                 name, future = pending.popleft()

@@ -110,13 +110,14 @@ def find_in_folder(path: str) -> list[str] | None:
         members = zip_folder(path)
         if members is None:
             return None
-        found = [name for name in members if _is_image(name)]
+        found = [name for name in members if is_image(name)]
     if not found:
         raise InputError(f"{path}: this folder holds no image files")
     return found
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether its extension is an image's."""
     return Path(name).suffix.lower() in EXTENSIONS
 
 
@@ -131,7 +132,7 @@ def passed_over(paths: Iterable[str]) -> Counter[str]:
         for folder in [path, *matches]:
             if os.path.isdir(folder):  # noqa: PTH112
                 others.update(_walk(folder)[1])
-        others.update(name for name in zip_folder(path) or () if not _is_image(name))
+        others.update(name for name in zip_folder(path) or () if not is_image(name))
     return Counter(Path(path).suffix.lower() or "no extension" for path in others)
 
 
@@ -160,5 +161,5 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith("."):
-                (found if _is_image(name) else others).append(str(Path(parent, name)))
+                (found if is_image(name) else others).append(str(Path(parent, name)))
     return sorted(found), sorted(others)

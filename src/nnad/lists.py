@@ -1,7 +1,7 @@
 """Lists of images, as CSV with a header or as JSON.
 
-CSV: a column `path`, and, where wanted, `label`, `split` and `mask`. JSON: a list of objects with
-the same keys, or of paths alone. Paths are relative to the folder of the list.
+CSV: a column `path`, and, where wanted, `label`, `split`, `mask` and `group`. JSON: a list of
+objects with the same keys, or of paths alone. Paths are relative to the folder of the list.
 """
 
 import csv
@@ -19,12 +19,13 @@ GOOD_NAMES = ("good", "normal")  # classes with these names are good, in any cas
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image of a list; `label`, `split` and `mask` are empty when the list does not tell."""
+    """One image of a list; all but `path` are empty when the list does not tell."""
 
     path: str
     label: str
     split: str
     mask: str
+    group: str
     place: str  # "list.csv, line 3", for errors
 
 
@@ -76,7 +77,7 @@ def _json_rows(file: Any, path: str) -> list[tuple[dict[str, Any], str]]:
 def _entry(row: dict[str, Any], place: str, folder: Path) -> Entry:
     if None in row:
         raise DatasetError(f"{place}: more fields than the header has names")
-    told = {key: row.get(key) or "" for key in ("path", "label", "split", "mask")}
+    told = {key: row.get(key) or "" for key in ("path", "label", "split", "mask", "group")}
     wrong = [key for key, value in told.items() if not isinstance(value, str)]
     if wrong:
         raise DatasetError(f"{place}: `{wrong[0]}` is not a text")

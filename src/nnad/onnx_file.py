@@ -115,7 +115,8 @@ def load_file(
     details = {"stages": " ".join(stages), "pooling": pooling or "its own"}
     name = f"onnx:{Path(path).name}"
     backbone = Backbone(name, preprocessing, onnx, details=details, device=device)
-    if not np.isfinite(backbone.features(probe_images(preprocessing.size))).all():
+    found = [x for probe in probe_images(preprocessing.size) for x in backbone.outputs(probe)]
+    if not all(np.isfinite(x).all() for x in found):
         raise BackboneError(f"{path}: gives features that are not finite")
     return backbone
 

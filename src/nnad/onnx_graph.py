@@ -4,9 +4,12 @@
         -> stages (B, C, H, W), (B, T, C) or (B, C) -> each pooled to (B, C)
         -> with several stages each scaled to length 1 -> side by side: features (B, D) float32
 
+or, with the pooling `map`, the stages themselves: one output (B, H, W, C) float32 each.
+
 So normalisation and pooling cannot be forgotten or done twice by whoever uses the file.
 """
 
+import math
 import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +20,7 @@ import numpy as np
 from nnad.errors import BackboneError, InputError
 from nnad.preprocessing import Preprocessing
 
-POOLINGS = ("mean", "max", "gem", "cls")
+POOLINGS = ("mean", "max", "gem", "cls", "map")
 GEM_POWER = 3  # Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval", 2018
 GEM_SMALLEST = 1e-6  # smaller values, and so all negative ones, count as this
 _OLDEST_OPSET = 11
@@ -69,6 +72,7 @@ def assemble(
         stages: name -> shape of the tensors to pool, in the order of the feature.
         pooling: `mean`, `max` or `gem` over places, or `cls`, a ViT's class token. By default the
             mean of a map, the class token of tokens. Stages that are vectors are taken as they are.
+            `map` pools nothing; tokens are put back into their square.
         layout: of the network's input, `nchw` or `nhwc`.
         stage_layout: of its four-dimensional stages.
         prefix_tokens: how many of a (B, T, C) stage's tokens stand for no place of the image.
@@ -91,16 +95,23 @@ def assemble(
     graph = Graph(_OURS)
     _normalise(graph, source, preprocessing, layout)
     before = len(graph.nodes)
-    vectors = [
-        _pool(graph, name, shape, pooling, stage_layout, prefix_tokens)
-        for name, shape in stages.items()
-    ]
     channels = [_channels(shape, stage_layout) for shape in stages.values()]
-    if len(vectors) > 1:
-        vectors = [_unit(graph, x, width) for x, width in zip(vectors, channels, strict=True)]
-    graph.add("Concat", vectors, output="features", axis=1)
-
     batch = source.type.tensor_type.shape.dim[0].dim_value or "B"  # some files take one image only
+    outputs: dict[str, list[Any]] = {}  # name -> shape
+    if pooling == "map":
+        for (name, shape), width in zip(stages.items(), channels, strict=True):
+            stage_map = _map(graph, name, shape, stage_layout, prefix_tokens)
+            outputs[stage_map] = [batch, None, None, width]
+    else:
+        vectors = [
+            _pool(graph, name, shape, pooling, stage_layout, prefix_tokens)
+            for name, shape in stages.items()
+        ]
+        if len(vectors) > 1:
+            vectors = [_unit(graph, x, width) for x, width in zip(vectors, channels, strict=True)]
+        graph.add("Concat", vectors, output="features", axis=1)
+        outputs["features"] = [batch, sum(channels)]
+
     assembled = onnx.ModelProto()
     assembled.CopyFrom(network)
     assembled.producer_name, assembled.producer_version = "nnad", ""
@@ -108,12 +119,14 @@ def assemble(
     assembled.doc_string = ""
     del assembled.graph.value_info[:], assembled.graph.input[:], assembled.graph.output[:]
     nodes = [*graph.nodes[:before], *network.graph.node, *graph.nodes[before:]]
-    _keep_what_is_needed(assembled.graph, nodes, [*network.graph.initializer, *graph.constants])
+    constants = [*network.graph.initializer, *graph.constants]
+    _keep_what_is_needed(assembled.graph, nodes, constants, set(outputs))
     assembled.graph.input.append(
         helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, "H", "W", 3])
     )
-    assembled.graph.output.append(
-        helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, sum(channels)])
+    assembled.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in outputs.items()
     )
     onnx.checker.check_model(assembled)
     content: bytes = assembled.SerializeToString(deterministic=True)
@@ -223,21 +236,41 @@ def _pool(
     return pool_map(graph, as_map(graph, x, stage, shape, layout, prefix_tokens), pooling)
 
 
+def _map(graph: Graph, stage: str, shape: Shape, layout: str, prefix_tokens: int) -> str:
+    """A stage of maps or tokens -> (B, H, W, C)."""
+    from onnx import TensorProto
+
+    x = graph.add("Cast", [_free(stage)], to=TensorProto.FLOAT)
+    if len(shape) == 4:
+        return x if layout == "nhwc" else graph.add("Transpose", [x], perm=[0, 2, 3, 1])
+    side = math.isqrt(shape[1] - prefix_tokens) if len(shape) == 3 else 0
+    if not side or side**2 != shape[1] - prefix_tokens:
+        raise InputError(f"pooling='map': stage {stage!r} of shape {shape} is no square of places")
+    x = _without_prefix(graph, x, stage, shape, prefix_tokens)
+    square = graph.constant(f"{stage}/square", np.array([0, side, side, -1], np.int64))
+    return graph.add("Reshape", [x, square])
+
+
 def as_map(graph: Graph, x: str, stage: str, shape: Shape, layout: str, prefix_tokens: int) -> str:
     """A stage of maps or tokens -> (B, C, H, W); tokens become (B, C, T - prefix_tokens, 1)."""
     if len(shape) == 4:
         return x if layout == "nchw" else graph.add("Transpose", [x], perm=[0, 3, 1, 2])
     if len(shape) != 3:
         raise InputError(f"stage {stage!r} has shape {shape}; expected 2, 3 or 4 dimensions")
-    first, last, axis = (
-        graph.constant(f"{stage}/{key}", np.array([value], np.int64))
-        for key, value in (("first", prefix_tokens), ("last", shape[1]), ("axis", 1))
-    )
-    x = graph.add("Slice", [x, first, last, axis])
+    x = _without_prefix(graph, x, stage, shape, prefix_tokens)
     x = graph.add("Transpose", [x], perm=[0, 2, 1])  # (B, C, T')
     return graph.add(
         "Reshape", [x, graph.constant(f"{stage}/map", np.array([0, 0, -1, 1], np.int64))]
     )
+
+
+def _without_prefix(graph: Graph, x: str, stage: str, shape: Shape, prefix_tokens: int) -> str:
+    """Tokens (B, T, C) -> (B, T - prefix_tokens, C)."""
+    first, last, axis = (
+        graph.constant(f"{stage}/{key}", np.array([value], np.int64))
+        for key, value in (("first", prefix_tokens), ("last", shape[1]), ("axis", 1))
+    )
+    return graph.add("Slice", [x, first, last, axis])
 
 
 def pool_map(graph: Graph, x: str, pooling: str) -> str:
@@ -269,9 +302,11 @@ def _channels(shape: Shape, layout: str) -> int:
     return shape[1] if len(shape) == 2 or (len(shape) == 4 and layout == "nchw") else shape[-1]
 
 
-def _keep_what_is_needed(graph: Any, nodes: list[Any], constants: list[Any]) -> None:
-    """Put the nodes and constants that `features` depends on into the graph, in their order."""
-    needed = {"features"}
+def _keep_what_is_needed(
+    graph: Any, nodes: list[Any], constants: list[Any], outputs: set[str]
+) -> None:
+    """Put the nodes and constants that the outputs depend on into the graph, in their order."""
+    needed = set(outputs)
     kept = []
     for node in reversed(nodes):
         if needed.intersection(node.output):

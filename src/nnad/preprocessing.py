@@ -114,15 +114,35 @@ class Preprocessing:
         red, green, blue = (min(max(round(value), 0), 255) for value in self.mean)
         return red, green, blue
 
-    def _cut(self, image: Image.Image) -> Image.Image:
-        if self.region is None:
-            return image
-        sides = (*image.size, *image.size)
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image that fills the network's input: left, top, right, bottom in pixels.
+
+        With `letterbox` it reaches beyond the image.
+        """
+        left, top, right, bottom = self._box(width, height)
+        across, down = right - left, bottom - top
+        if self.geometry == "letterbox":
+            inner = self._letter(across, down)
+        else:
+            side = self._resized if self.geometry == "crop" else self.size
+            inner = -((side - self.size) // 2), -((side - self.size) // 2), side, side
+        x, y, inner_width, inner_height = inner  # where the region lies in the input
+        per_x, per_y = across / inner_width, down / inner_height
+        first, above = left - x * per_x, top - y * per_y
+        return first, above, first + self.size * per_x, above + self.size * per_y
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The region in pixels, one pixel at least."""
+        sides = (width, height, width, height)
         left, top, right, bottom = (
-            round(fraction * side) for fraction, side in zip(self.region, sides, strict=True)
+            round(fraction * side)
+            for fraction, side in zip(self.region or (0, 0, 1, 1), sides, strict=True)
         )
-        left, top = min(left, image.width - 1), min(top, image.height - 1)
-        return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        left, top = min(left, width - 1), min(top, height - 1)
+        return left, top, max(right, left + 1), max(bottom, top + 1)
+
+    def _cut(self, image: Image.Image) -> Image.Image:
+        return image if self.region is None else image.crop(self._box(*image.size))
 
     def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
@@ -140,12 +160,16 @@ class Preprocessing:
         return self._resize(image, self.size, self.size)
 
     def _letterbox(self, image: Image.Image) -> Image.Image:
-        scale = self.size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
+        x, y, width, height = self._letter(*image.size)
         square = Image.new("RGB", (self.size, self.size), self.zero)
-        corner = ((self.size - width) // 2, (self.size - height) // 2)
-        square.paste(self._resize(image, width, height), corner)
+        square.paste(self._resize(image, width, height), (x, y))
         return square
+
+    def _letter(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Where an image lies in its letterbox: left, top, width, height."""
+        scale = self.size / max(width, height)
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        return (self.size - width) // 2, (self.size - height) // 2, width, height
 
     def settings(self) -> dict[str, Any]:
         """All of it as JSON."""

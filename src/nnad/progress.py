@@ -7,7 +7,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int | None, label: str, *, show: bool) -> Iterator[T]:
+def track(
+    items: Iterable[T], total: int | None, label: str, *, show: bool, unit: str = "images"
+) -> Iterator[T]:
     """Pass `items` through; on a terminal, show their count, rate and remaining time on stderr."""
     if not (show and sys.stderr.isatty()):
         yield from items
@@ -27,7 +29,7 @@ def track(items: Iterable[T], total: int | None, label: str, *, show: bool) -> I
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:.0f} images/s" if speed else "")
+            return Text(f"{speed:.0f} {unit}/s" if speed else "")
 
     columns = [
         TextColumn("{task.description}"),

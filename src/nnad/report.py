@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,9 +17,10 @@ from nnad.errors import ImageError, InputError
 from nnad.files import replacing
 from nnad.image_files import EXTENSIONS
 from nnad.images import read_image
-from nnad.results import Result
+from nnad.results import GroupResult, Result
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")
+GROUP_COLUMNS = ("group", *CSV_COLUMNS[1:], "members", "oddest_member")
 SIDE = 200  # pixels of a picture in a contact sheet
 MARGIN = 8
 CAPTION = 40
@@ -28,9 +29,19 @@ FONT = ImageFont.load_default(13)
 Colour = tuple[int, int, int]
 
 
+class Card(NamedTuple):
+    """A picture on a sheet: its file, a caption, and the colour of caption and frame."""
+
+    name: str
+    caption: str
+    colour: Colour
+
+
 @contextmanager
-def csv_writer(path: str) -> Iterator[Any]:
+def csv_writer(path: str, columns: Sequence[str] = CSV_COLUMNS) -> Iterator[Any]:
     """Yield a function that adds a result to a CSV file; `-` is standard output.
+
+    With `GROUP_COLUMNS` results of groups are added.
 
     The file appears, complete, when the block ends.
     """
@@ -44,14 +55,15 @@ def csv_writer(path: str) -> Iterator[Any]:
             stack.callback(text.detach)
             stack.callback(text.flush)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
+        writer.writerow(columns)
 
-        def add(result: Result) -> None:
+        def add(result: Result | GroupResult) -> None:
             nearest = result.nearest[0].name if result.nearest else None
             flag = None if result.is_anomaly is None else int(result.is_anomaly)
-            writer.writerow(
-                [result.name, result.score, result.p_value, flag, nearest, result.error]
-            )
+            row = [result.name, result.score, result.p_value, flag, nearest, result.error]
+            if isinstance(result, GroupResult):
+                row += [len(result.members), result.oddest.name if result.oddest else None]
+            writer.writerow(row)
 
         yield add
 
@@ -126,14 +138,25 @@ def contact_sheet(results: Sequence[Result], path: str, *, most: int = 24) -> No
     shown = sorted(scored, key=lambda r: -(r.score or 0))[:most]
     if not shown:
         raise InputError("contact sheet: no scored image to show")
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
+    pairs = []
+    for r in shown:
+        verdict, colour = ("anomaly", RED) if r.is_anomaly else ("good", GREEN)
+        left = Card(r.name, f"{verdict}, p = {r.p_value:.2g}", colour)
+        pairs.append((left, Card(r.nearest[0].name, "nearest good image", INK)))
+    save_picture(pair_sheet(pairs), path, [r.name for r in results])
+
+
+def pair_sheet(pairs: Sequence[tuple[Card, Card]]) -> Image.Image:
+    """A picture of pairs, four in a row; at least one."""
+    columns = min(len(pairs), 4)
+    rows = -(-len(pairs) // columns)
     width, height = 2 * SIDE + 3 * MARGIN, SIDE + CAPTION + MARGIN
     sheet = Image.new("RGB", (columns * width, rows * height + MARGIN), "white")
-    for i, result in enumerate(shown):
-        corner = (i % columns * width + MARGIN, i // columns * height + MARGIN)
-        _draw_pair(sheet, corner, result)
-    save_picture(sheet, path, [r.name for r in results])
+    for i, (left, right) in enumerate(pairs):
+        x, y = i % columns * width + MARGIN, i // columns * height + MARGIN
+        draw_captioned(sheet, (x, y), *left)
+        draw_captioned(sheet, (x + SIDE + MARGIN, y), *right)
+    return sheet
 
 
 def save_picture(picture: Image.Image, path: str, scored: Sequence[str]) -> None:
@@ -174,15 +197,6 @@ def check_picture(path: str) -> str:
         raise InputError(f"{path}: unknown kind of picture; use .png or .jpg")
     _check_place(Path(path))
     return str(kind)
-
-
-def _draw_pair(sheet: Image.Image, corner: tuple[int, int], result: Result) -> None:
-    x, y = corner
-    colour = RED if result.is_anomaly else GREEN
-    verdict = "anomaly" if result.is_anomaly else "good"
-    draw_captioned(sheet, (x, y), result.name, f"{verdict}, p = {result.p_value:.2g}", colour)
-    corner = (x + SIDE + MARGIN, y)
-    draw_captioned(sheet, corner, result.nearest[0].name, "nearest good image", INK)
 
 
 def draw_captioned(

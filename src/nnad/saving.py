@@ -51,6 +51,8 @@ def load(
     if backbone is not None and device not in ("cpu", backbone.device):
         raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
     try:
+        if "groups" in saved.settings:
+            raise ModelError(f"{path}: a model of groups; `nnad groups score` opens it")
         told = saved.settings["backbone"]
         if backbone is None:
             backbone = from_settings(told, saved.encoders, device)

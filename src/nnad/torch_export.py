@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,17 @@ def export(
     proto = _export(staged, inputs, name, stages)
     if len({output.name for output in proto.graph.output}) != len(stages):
         raise BackboneError(f"backbone {name!r}: two of the stages {' '.join(stages)} are the same")
-    onnx = assemble(
+    assembled = partial(
+        assemble,
         proto,
         preprocessing,
         dict(zip(stages, shapes, strict=True)),
-        pooling=pooling,
         stage_layout=stage_layout,
         prefix_tokens=prefix_tokens,
     )
+    maps = assembled(pooling="map") if pooling == "map" else None
+    pooling = None if pooling == "map" else pooling  # maps are compared with torch as vectors
+    onnx = assembled(pooling=pooling)
 
     def reference(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB bytes (B, h, w, 3) -> features (B, D), by torch alone."""
@@ -80,6 +84,8 @@ def export(
             return torch.cat(vectors, dim=1).numpy()
 
     _check(onnx, name, probes, reference(probes))
+    if maps is not None:
+        return Backbone(name, preprocessing, maps, details=details, device=device)
     return Backbone(name, preprocessing, onnx, details=details, reference=reference, device=device)
 
 

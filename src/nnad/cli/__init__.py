@@ -16,11 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from nnad import __version__
+from nnad.cli.clean import clean
 from nnad.cli.demo import demo
 from nnad.cli.drift import drift
 from nnad.cli.evaluate import evaluate
 from nnad.cli.explain import explain
 from nnad.cli.fit import fit
+from nnad.cli.groups import groups
 from nnad.cli.info import info
 from nnad.cli.living import add, budget, log, remove, undo
 from nnad.cli.preflight import preflight
@@ -46,10 +48,12 @@ for _command in (
     log,
     preflight,
     drift,
+    clean,
     info,
     demo,
 ):
     app.command()(_command)
+app.add_typer(groups, name="groups")
 
 
 def _show_version(wanted: bool) -> None:

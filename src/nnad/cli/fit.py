@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from nnad.cli.options import Device, FalseAlarms
+from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry, Transform
 from nnad.cli.telling import promise, tell_passed_over, tell_unread
 from nnad.errors import counted
 
@@ -23,10 +23,7 @@ def fit(
         Optional[str],  # noqa: UP045
         typer.Option(help="Several products: folders, or a number of clusters."),
     ] = None,
-    backbone: Annotated[
-        str,
-        typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),
-    ] = "efficientnet-lite0",
+    backbone: Backbone = "efficientnet-lite0",
     weights: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="For torchvision and timm: a checkpoint file, or random."),
@@ -43,10 +40,7 @@ def fit(
         Optional[int],  # noqa: UP045
         typer.Option(help="Side of the network's input in pixels; its own otherwise."),
     ] = None,
-    geometry: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="crop: centre, as the paper; whole: squashed; letterbox: as it is."),
-    ] = None,
+    geometry: Geometry = None,
     region: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Look at LEFT,TOP,RIGHT,BOTTOM only, fractions of width and height."),
@@ -55,19 +49,12 @@ def fit(
         Optional[str],  # noqa: UP045
         typer.Option(help="A picture that is white where images count, black elsewhere."),
     ] = None,
-    flips: Annotated[
-        str, typer.Option(help="Average over mirror images: none, horizontal or both.")
-    ] = "none",
+    flips: Flips = "none",
     device: Device = "cpu",
     preset: Annotated[
         str, typer.Option(help="Transform and operator as in a paper: dn2, knnn-paper, ...")
     ] = "",
-    transform: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="auto: root, or l2 for signed features (the default); or l2, raw, log, white."
-        ),
-    ] = None,
+    transform: Transform = None,
     operator: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="auto (the default), knn, knnn, hull, global, local, kmeans, tree ..."),

@@ -25,6 +25,15 @@ FalseAlarms = Annotated[
         help="The fraction of good images that may be called anomalies: 0.01, or 2/1000.",
     ),
 ]
+Backbone = Annotated[
+    str,
+    typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),
+]
+Geometry = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="crop: centre, as the paper; whole: squashed; letterbox: as it is."),
+]
+Flips = Annotated[str, typer.Option(help="Average over mirror images: none, horizontal or both.")]
 Device = Annotated[str, typer.Option(help="cpu, or cuda or cuda:1 with onnxruntime-gpu.")]
 Csv = Annotated[
     Optional[str],  # noqa: UP045
@@ -33,4 +42,10 @@ Csv = Annotated[
 Json = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Write a JSON file; - for standard output."),
+]
+Transform = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="auto: root, or l2 for signed features (the default); or l2, raw, log, white."
+    ),
 ]

@@ -8,21 +8,22 @@ from nnad.errors import counted
 
 if TYPE_CHECKING:
     from nnad.detector import Detector
+    from nnad.groups import GroupDetector
     from nnad.results import Result
 
 _SHOWN = 20  # ranked images told on the terminal
 
 
-def promise(detector: "Detector") -> str:
-    """The false-alarm budget in words."""
+def promise(detector: "Detector | GroupDetector", noun: str = "image") -> str:
+    """The false-alarm budget in words; the noun is what it counts."""
     from nnad.calibrate import DEFAULT_FALSE_ALARMS, round_up
 
     budget = detector.false_alarms
-    text = f"at most {round_up(budget):g} of good images will be called anomalies"
+    text = f"at most {round_up(budget):g} of good {noun}s will be called anomalies"
     calibration = detector.calibration
     if budget == calibration.smallest_budget:
         needed = round(1 / DEFAULT_FALSE_ALARMS) - 1
-        text += f" (the smallest budget for {counted(min(calibration.sizes), 'image')}"
+        text += f" (the smallest budget for {counted(min(calibration.sizes), noun)}"
         if min(calibration.sizes) < len(detector.names):
             text += " to calibrate with"
         text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"

@@ -1,0 +1,182 @@
+"""Patches: image AUROC, pixel AUROC and PRO, time and memory, beside pooled features.
+
+    python benchmarks/patches.py --data DIR [--sets NAME ...]
+
+DIR holds sets in the MVTec layout with masks. Of a set with fewer than 10 good test images, every
+fourth training image goes to the test. Every system uses EfficientNet-Lite0: pooled features of
+the centre crop at 224 px, patches of the whole frame at 320 px, stages s16b and s32a. Good images
+are scored without themselves in the bank, which is what `combined` standardises both parts by:
+mean 0 and deviation 1 over the good images, then the average. Maps are compared at the size of the
+image, all test images together. `grey levels` is k-NN on seven statistics of an image (mean,
+deviation, least, most, quartiles): a set on which it does well measures lighting.
+
+Milliseconds are CPU time an image of scoring alone; the network's are in the row `network`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import embed
+from numpy.typing import NDArray
+from PIL import Image
+from provenance import write_rows
+from threadpoolctl import threadpool_limits
+
+from nnad.anomaly_maps import to_image
+from nnad.backbones import load_backbone
+from nnad.datasets import load_dataset
+from nnad.datasets.dataset import Dataset
+from nnad.features import in_threads
+from nnad.image_files import find_images
+from nnad.images import Source, read_image
+from nnad.metrics import image_metrics, pixel_metrics
+from nnad.neighbors import Bank
+from nnad.operators import make_operator
+from nnad.patch_features import Maps, patch_stages
+from nnad.patch_model import PatchModel
+from nnad.progress import track
+from nnad.transforms import root
+
+SETS = ("magnetic_tile", "mvtec_hazelnut_reduced", "mvtec_transistor_reduced")
+EVERYTHING = 10**9  # patches: no sample
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "patches": {},
+    "patches, k-NN": {"operator": "knn"},
+    "patches, k-NNN": {"operator": "knnn"},
+    "patches, coreset 100 %": {"sample": EVERYTHING, "rows": None},
+    "patches, coreset 10 %": {"sample": EVERYTHING, "rows": None, "share": 0.1},
+    "patches, coreset 1 %": {"sample": EVERYTHING, "rows": None, "share": 0.01},
+    "PatchCore 10 %": {
+        "operator": "knn",
+        "whiten": False,
+        "sample": EVERYTHING,
+        "rows": None,
+        "share": 0.1,
+        "reweight": True,
+    },
+}
+Scores = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+class Data:
+    """One set: its images, and how good a system's scores of the test images are."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.name, test = dataset.name, dataset.test
+        self.odd = dataset.is_anomaly(test)
+        moved = np.arange(len(dataset.train)) % 4 == 3
+        if (~self.odd).sum() >= 10:
+            moved[:] = False
+        spared = dataset.train.take(moved)
+        self.train = dataset.train.take(~moved).sources
+        self.test = test.sources + spared.sources
+        self.odd = np.append(self.odd, np.zeros(len(spared), bool))
+        self.masks = [None if p is None else read_mask(p) for p in test.masks + spared.masks]
+        self.sizes = [read_image(source).size for source in self.test]
+
+    def row(self, system: str, scores: Any, maps: Sequence[Scores] = (), **told: Any) -> Row:
+        found = image_metrics(self.odd, scores)
+        row = {"data": self.name, "system": system, "image_auroc": f"{found.auroc:.4f}"}
+        row |= {"image_ap": f"{found.ap:.4f}", "fpr_at_95_tpr": f"{found.fpr_at_95_tpr:.4f}"}
+        if maps:
+            grown = (to_image(x, size) for x, size in zip(maps, self.sizes, strict=True))
+            pixels = pixel_metrics(zip(grown, self.masks, strict=True))
+            row |= {"pixel_auroc": f"{pixels.auroc:.4f}", "pixel_ap": f"{pixels.ap:.4f}"}
+            row |= {"pro": f"{pixels.pro:.4f}"}
+        return row | told
+
+
+def read_mask(path: str) -> NDArray[np.bool_]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L")) > 127
+
+
+def grey_levels(sources: Sequence[Source]) -> NDArray[np.float32]:
+    """(N, 7) mean, deviation, least, most and quartiles of each image's grey levels."""
+    rows = []
+    for source in sources:
+        grey = np.asarray(read_image(source).convert("L"), np.float32)
+        quartiles = np.percentile(grey, [25, 50, 75])
+        rows.append([grey.mean(), grey.std(), grey.min(), grey.max(), *quartiles])
+    return np.array(rows, np.float32)
+
+
+def standardised(scores: Any, good: Any) -> Scores:
+    return np.asarray((np.asarray(scores) - np.mean(good)) / np.std(good))
+
+
+def pooled(data: Data, operator: str) -> tuple[Scores, Scores]:
+    """Scores of the test images by pooled features, and of the good ones, each left out."""
+    backbone = load_backbone()
+    good, new = (root(embed(list(sources), backbone)) for sources in (data.train, data.test))
+    fitted = make_operator(operator).fit(Bank(good))
+    return fitted.score(new), fitted.left_out_scores()
+
+
+def all_stages(sources: Sequence[Source]) -> tuple[list[list[Maps]], float]:
+    """The stages of each image, and the network's CPU milliseconds an image."""
+    backbone = load_backbone(size=320, geometry="whole", stages=("s16b", "s32a"), pooling="map")
+    start = time.process_time()
+    found = in_threads(
+        find_images(list(sources)), lambda s, name: patch_stages(backbone, read_image(s, name))
+    )
+    stages = [x for _, x in track(found, len(sources), "embedding", show=True)]
+    return stages, (time.process_time() - start) / len(sources) * 1000  # type: ignore[return-value]
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.process_time()
+    found = function()
+    return found, time.process_time() - start
+
+
+def evaluate(path: Path) -> list[Row]:
+    data = Data(load_dataset(path))
+    levels = grey_levels(data.train)
+    centre, spread = levels.mean(axis=0), levels.std(axis=0) + 1e-9
+    grey = make_operator("knn").fit(Bank((levels - centre) / spread))
+    rows = [data.row("grey levels", grey.score((grey_levels(data.test) - centre) / spread))]
+    for operator in ("knn", "auto"):
+        pooled_scores, pooled_good = pooled(data, operator)
+        rows.append(data.row(f"pooled, {operator}", pooled_scores))
+    good, network_ms = all_stages(data.train)
+    new, _ = all_stages(data.test)
+    rows.append({"data": data.name, "system": "network", "ms": f"{network_ms:.1f}"})
+    for system, arguments in SYSTEMS.items():
+        model = PatchModel(**arguments)
+        _, fit_seconds = timed(lambda: model.fit(good, progress=True))  # noqa: B023
+        found, seconds = timed(lambda: [model.score(stages) for stages in new])  # noqa: B023
+        maps, scores = [x for x, _ in found], [score for _, score in found]
+        told = {
+            "ms": f"{1000 * seconds / len(new):.1f}",
+            "fit_s": f"{fit_seconds:.1f}",
+            "bank_mb": f"{model.bank.rows.features.nbytes / 1e6:.1f}",
+        }
+        rows.append(data.row(system, scores, maps, **told))
+        if system == "patches":
+            both = standardised(scores, model.good_scores) + standardised(
+                pooled_scores, pooled_good
+            )
+            rows.append(data.row("combined: patches and pooled, auto", both / 2))
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    arguments = parser.parse_args()
+    with threadpool_limits(1):
+        rows = [row for name in arguments.sets for row in evaluate(arguments.data / name)]
+    write_rows("patches", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""Patch features, coreset, patch scores and maps, against numbers by hand and plain loops."""
+
+import numpy as np
+import pytest
+from conftest import draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nnad import InputError, load_backbone
+from nnad import coreset as coreset_module
+from nnad.anomaly_maps import Region, regions, to_image
+from nnad.coreset import budget, coreset, estimate
+from nnad.operators.knnn import KNNN
+from nnad.patch_features import (
+    Whitening,
+    aligned,
+    bilinear,
+    neighborhood_mean,
+    patch_stages,
+    random_projection,
+    resized,
+    soft_norm,
+)
+from nnad.patch_model import PatchModel
+from nnad.patches import (
+    PatchBank,
+    calibrated_scores,
+    image_score,
+    knn_scores,
+    knnn_scores,
+    patchcore_score,
+)
+from nnad.preprocessing import Preprocessing
+
+# ----------------------------------------------------------------------------- features
+
+
+def test_the_mean_over_a_neighborhood_counts_only_places_that_there_are():
+    stage = np.arange(9, dtype=np.float32).reshape(3, 3, 1)
+    found = neighborhood_mean(stage, 3)[:, :, 0]
+    assert found[1, 1] == pytest.approx(4)
+    assert found[0, 0] == pytest.approx(np.mean([0, 1, 3, 4]))
+    assert found[0, 1] == pytest.approx(np.mean([0, 1, 2, 3, 4, 5]))
+    assert neighborhood_mean(stage, 1) is stage
+
+
+def test_bilinear_by_hand():
+    # two places have their centres at 1/4 and 3/4, four pixels at 1/8, 3/8, 5/8, 7/8
+    expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    np.testing.assert_allclose(bilinear(2, 4), expected)
+    np.testing.assert_allclose(bilinear(2, 2, 0.5, 1.5), [[0, 1], [0, 1]])
+    np.testing.assert_allclose(bilinear(3, 3), np.eye(3))
+
+
+def test_resizing_up_is_that_of_pillow():
+    grid = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    expected = np.asarray(Image.fromarray(grid).resize((50, 31), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(resized(grid, 31, 50), expected, atol=1e-5)
+    channels = np.stack([grid, 2 * grid], axis=-1)
+    np.testing.assert_allclose(resized(channels, 31, 50)[:, :, 1], 2 * expected, atol=1e-5)
+
+
+def test_stages_are_brought_to_the_finest_grid():
+    fine, coarse = np.zeros((4, 4, 2), np.float32), np.ones((2, 2, 3), np.float32)
+    found = aligned([coarse, fine])
+    assert [x.shape for x in found] == [(4, 4, 3), (4, 4, 2)]
+    assert (found[0] == 1).all()
+    assert found[1] is fine
+
+
+def test_stages_of_a_picture():
+    backbone = load_backbone(size=64, stages=("s8", "s16b"), pooling="map", geometry="whole")
+    fine, coarse = patch_stages(backbone, Image.fromarray(draw(0)))
+    assert fine.shape == (8, 8, 40)
+    assert coarse.shape == (8, 8, 112)
+    raw = backbone.maps(Image.fromarray(draw(0)))
+    np.testing.assert_allclose(fine[3, 3], raw[0][2:5, 2:5].mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_soft_norm_by_hand():
+    found = soft_norm(np.array([[3.0, 4.0], [0.0, 0.0]]), 12.0)
+    np.testing.assert_allclose(found, [[3 / 13, 4 / 13], [0, 0]])
+
+
+def test_whitened_patches_are_uncorrelated():
+    rng = np.random.default_rng(0)
+    patches = (rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 3).astype(np.float32)
+    found = Whitening.fit(patches, ridge=1e-9)(patches)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.cov(found, rowvar=False), np.eye(6) / 6, atol=1e-4)
+
+
+def test_a_ridge_holds_weak_directions_down():
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(4000, 2)) * [1, 0.01]
+    whitening = Whitening.fit(patches.astype(np.float32), ridge=0.1)
+    normed = soft_norm(patches, whitening.scale)
+    values = np.linalg.eigvalsh(np.cov(normed, rowvar=False))
+    spread = np.linalg.eigvalsh(np.cov(whitening(patches.astype(np.float32)), rowvar=False))
+    np.testing.assert_allclose(spread, values / (values + 0.1 * values.mean()) / 2, rtol=1e-3)
+
+
+def test_equal_patches_are_whitened_to_zero():
+    assert (Whitening.fit(np.ones((5, 3), np.float32))(np.ones((2, 3), np.float32)) == 0).all()
+    blank = Whitening.fit(np.zeros((5, 1), np.float32))
+    assert np.isfinite(blank(np.ones((1, 1), np.float32))).all()
+
+
+def test_a_random_projection_keeps_lengths_and_is_seeded():
+    matrix = random_projection(300, 48)
+    np.testing.assert_array_equal(matrix, random_projection(300, 48))
+    assert (matrix != random_projection(300, 48, seed=1)).any()
+    vectors = np.random.default_rng(0).normal(size=(200, 300))
+    ratios = np.linalg.norm(vectors @ matrix, axis=1) / np.linalg.norm(vectors, axis=1)
+    assert abs(ratios.mean() - 1) < 0.05
+
+
+# ------------------------------------------------------------------------------ coreset
+
+
+def plain_loop(vectors: np.ndarray, count: int) -> list[int]:
+    """Whole numbers (N, D) -> the greedy k-centre choice, as one would write it down."""
+    vectors = vectors.astype(np.int64)
+    chosen = [int(np.square(vectors).sum(axis=1).argmin())]
+    nearest = np.square(vectors - vectors[chosen[0]]).sum(axis=1)
+    while len(chosen) < count and nearest.max() > 0:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.square(vectors - vectors[chosen[-1]]).sum(axis=1))
+    return chosen
+
+
+def test_coreset_of_points_on_a_line():
+    points = np.array([[0], [1], [4], [5], [10]], np.float32)  # mean 4
+    assert coreset(points, 4).tolist() == [2, 4, 0, 1]  # then 1 and 5 are both at distance 1
+    assert coreset(points, 5).tolist() == [2, 4, 0, 1, 3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 120),
+    dim=st.integers(1, 5),
+    levels=st.sampled_from([2, 6, 1000]),
+    block=st.sampled_from([1, 3, 256]),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_coreset_equals_the_plain_loop(rows, dim, levels, block, share, seed):
+    vectors = np.random.default_rng(seed).integers(0, levels, (rows, dim)).astype(np.float32)
+    count = max(1, round(share * rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coreset_module, "_CENTRES", block)
+        patch.setattr(coreset_module, "_PATCHES", 2 * block)
+        found = coreset(vectors, count)
+    expected = plain_loop(coreset_module._whole_numbers(vectors), count)
+    assert found.tolist() == expected
+
+
+def test_a_large_coreset_equals_the_plain_loop():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(30, 60)) * 3
+    patches = (centres[rng.integers(0, 30, 6000)] + rng.normal(size=(6000, 60))).astype(np.float32)
+    projected = patches @ random_projection(60, 48)
+    expected = plain_loop(coreset_module._whole_numbers(projected), 600)
+    assert coreset(patches, 600).tolist() == expected
+
+
+def test_whole_numbers_can_be_multiplied_in_float32_exactly():
+    rng = np.random.default_rng(0)
+    for dim in (1, 48, 3000):
+        vectors = rng.standard_t(2, size=(100, dim)).astype(np.float32)
+        rounded = coreset_module._whole_numbers(vectors)
+        assert (rounded == np.rint(rounded)).all()
+        assert np.square(rounded.astype(np.int64)).sum(axis=1).max() <= 2**22
+
+
+def test_copies_are_chosen_once():
+    patches = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
+    assert sorted(coreset(patches, 20) // 10) == [0, 1, 2]
+
+
+def test_coresets_that_cannot_be():
+    with pytest.raises(InputError, match="n_rows=4: there are 3"):
+        coreset(np.eye(3, dtype=np.float32), 4)
+    with pytest.raises(InputError, match="row 1"):
+        coreset(np.array([[0.0], [np.nan]]), 1)
+
+
+def test_budgets():
+    assert budget(1000, 10) == 1000
+    assert budget(1000, 10, share=0.1) == 100
+    assert budget(1000, 10, share=0.1, rows=50) == 50
+    assert budget(1000, 250, megabytes=0.1) == 100  # 1,000 bytes a row
+    assert budget(1000, 250, megabytes=1e-9) == 1
+    assert budget(10, 3, rows=50) == 10
+    with pytest.raises(InputError, match="share"):
+        budget(10, 3, share=0)
+
+
+def test_an_estimate_is_told_in_words():
+    assert "MB" in str(estimate(1000, 100))
+    # vectors, their squared norms and bounds for 200,000 patches in 48 dimensions
+    assert 40 < estimate(200_000, 20_000).megabytes < 200
+
+
+# ------------------------------------------------------------------------------- scores
+
+BANK = PatchBank(
+    np.array([[0, 0], [0, 3], [4, 0], [4, 3], [10, 0]], np.float32),
+    images=np.array([0, 0, 1, 1, 2]),
+    places=np.arange(5),
+)
+
+
+def test_neighbours_from_other_images():
+    query = np.array([[1.0, 0.0]])
+    assert BANK.nearest(query, 2).rows.tolist() == [[0, 2]]
+    assert BANK.nearest(query, 2, left_out=0).rows.tolist() == [[2, 3]]
+    assert BANK.nearest(query, 2, left_out=7).rows.tolist() == [[0, 2]]
+    assert BANK.nearest(query, 9, left_out=1).rows.shape == (1, 3)
+    # nearest of another image: 4, 4, 4, 4, 6
+    assert BANK.spacing.tolist() == [4, 4, 4, 4, 6]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(2, 300),
+    n_images=st.integers(2, 6),
+    k=st.integers(1, 5),
+    seed=st.integers(0, 100),
+)
+def test_leaving_an_image_out_is_searching_the_others(rows, n_images, k, seed):
+    rng = np.random.default_rng(seed)
+    features = rng.integers(0, 9, (rows, 2)).astype(np.float32)
+    images = rng.integers(0, n_images, rows)
+    images[:2] = 0, 1
+    queries = rng.normal(size=(7, 2)) * 5
+    bank = PatchBank(features, images, np.zeros(rows))
+    others = np.flatnonzero(images != 0)
+    found = bank.nearest(queries, k, left_out=0)
+    k = found.rows.shape[1]
+    expected = PatchBank(features[others], images[others], others).nearest(queries, k)
+    np.testing.assert_array_equal(found.rows, others[expected.rows])
+    np.testing.assert_array_equal(found.sq_dists, expected.sq_dists)
+
+
+def test_patch_scores_by_hand():
+    patches = np.array([[1.0, 0.0], [10.0, 4.0]])
+    assert knn_scores(BANK, patches).tolist() == [1, 4]
+    assert knn_scores(BANK, patches, k=2).tolist() == pytest.approx([2, (4 + 37**0.5) / 2])
+    # the three nearest of the first have spacings 4, 4, 4; those of the second 6, 4, 4
+    assert calibrated_scores(BANK, patches).tolist() == pytest.approx([1 - 2, 4 - 7 / 3])
+    assert calibrated_scores(BANK, patches, left_out=2).tolist()[0] == -1
+    assert calibrated_scores(BANK, patches, k=1, share=1)[1] == -2
+
+
+def test_knnn_of_patches():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 8)).astype(np.float32)
+    bank = PatchBank(features, np.arange(60) // 10, np.arange(60))
+    operator = KNNN().fit(bank.rows)
+    queries = rng.normal(size=(5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(knnn_scores(bank, operator, queries), operator.score(queries))
+    assert (knnn_scores(bank, operator, features[:5], left_out=0) > 0).all()
+
+
+def test_the_image_score_is_the_mean_of_the_highest():
+    assert image_score(np.arange(100).reshape(10, 10)) == 97
+    assert image_score(np.arange(4), share=0.05) == 3
+
+
+def test_patchcore_by_hand():
+    patches = np.array([[1.0, 0.0], [10.0, 4.0]])
+    # the farthest patch has distance 4 to row 4, whose 2 nearest are itself and row 2
+    weight = 1 - np.exp(4) / (np.exp(4) + np.exp(np.sqrt(36 + 16)))
+    assert patchcore_score(BANK, patches, n_support=2) == pytest.approx(4 * weight)
+    assert patchcore_score(BANK, patches * 1000, n_support=2) < 1e5  # no overflow
+
+
+def test_banks_that_cannot_be():
+    with pytest.raises(InputError, match="expected 2 of each"):
+        PatchBank(np.eye(2), np.zeros(3), np.zeros(2))
+    one = PatchBank(np.eye(2), np.zeros(2), np.zeros(2))
+    with pytest.raises(InputError, match="all bank patches are from one image"):
+        one.nearest(np.eye(2), 1, left_out=0)
+
+
+# -------------------------------------------------------------------------------- model
+
+
+def made_up_stages(seed: int, *, odd: bool = False) -> list[np.ndarray]:
+    """Stages (6, 6, 5) and (6, 6, 3), one direction and noise; with `odd` one place is foreign."""
+    rng = np.random.default_rng(seed)
+    stages = [1 + 0.1 * rng.normal(size=(6, 6, c)).astype(np.float32) for c in (5, 3)]
+    if odd:
+        stages[0][4, 1] = -1
+    return stages
+
+
+@pytest.mark.parametrize("operator", ["calibrated", "knn", "knnn"])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_foreign_patch_is_found_where_it_is(operator, whiten):
+    model = PatchModel(operator=operator, whiten=whiten, sample=400, rows=200)
+    model.fit(made_up_stages(i) for i in range(20))
+    assert len(model.bank) == 200
+    scores, image = model.score(made_up_stages(100, odd=True))
+    assert np.unravel_index(scores.argmax(), scores.shape) == (4, 1)
+    assert image > model.good_scores.max()
+    assert scores[4, 1] > model.pixel_threshold() >= model.usual
+    normal, _ = model.score(made_up_stages(101))
+    assert (normal > model.pixel_threshold(0.5)).mean() < 0.2
+
+
+def test_good_images_are_scored_without_their_own_patches():
+    model = PatchModel(operator="knn", whiten=False, rows=None, top=1.0)
+    stages = [made_up_stages(i) for i in range(4)]
+    model.fit(stages)
+    assert len(model.bank) == 4 * 36
+    patches = [np.concatenate(s, axis=-1).reshape(36, 8) for s in stages]
+    for i in range(4):
+        others = np.concatenate([p for j, p in enumerate(patches) if j != i])
+        distances = np.linalg.norm(patches[i][:, None] - others[None], axis=2).min(axis=1)
+        assert model.good_scores[i] == pytest.approx(distances.mean(), rel=1e-5)
+        assert model.good_peaks[i] == pytest.approx(distances.max(), rel=1e-5)
+
+
+def test_patchcore_as_a_model():
+    model = PatchModel(operator="knn", whiten=False, reweight=True, share=0.5, rows=None)
+    model.fit(made_up_stages(i) for i in range(6))
+    assert len(model.bank) == 108
+    stages = made_up_stages(100, odd=True)
+    patches = np.concatenate(stages, axis=-1).reshape(36, 8)
+    assert model.score(stages)[1] == patchcore_score(model.bank, patches)
+
+
+def test_fitting_twice_gives_the_same_model():
+    first, second = (
+        PatchModel(sample=100, rows=40).fit(made_up_stages(i) for i in range(5)) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.bank.rows.features, second.bank.rows.features)
+    np.testing.assert_array_equal(first.good_scores, second.good_scores)
+    other = PatchModel(sample=100, rows=40, seed=1).fit(made_up_stages(i) for i in range(5))
+    assert (first.bank.rows.features != other.bank.rows.features).any()
+
+
+def test_models_that_cannot_be():
+    with pytest.raises(InputError, match="operator"):
+        PatchModel(operator="nearest")
+    with pytest.raises(InputError, match="top=0"):
+        PatchModel(top=0)
+    with pytest.raises(InputError, match="sample=1"):
+        PatchModel(sample=1)
+    with pytest.raises(InputError, match="too few good images: 1"):
+        PatchModel().fit([made_up_stages(0)])
+    with pytest.raises(InputError, match="stages: shapes"):
+        PatchModel().fit([made_up_stages(0), [np.zeros((3, 3, 5), np.float32)]])
+
+
+# --------------------------------------------------------------------------------- maps
+
+
+def test_a_map_of_the_whole_image():
+    scores = np.array([[0.0, 1.0], [2.0, 3.0]])
+    found = to_image(scores, (8, 4))
+    assert found.shape == (4, 8)
+    np.testing.assert_allclose(found, resized(scores.astype(np.float32), 4, 8))
+
+
+def test_what_was_not_looked_at_is_nan():
+    found = to_image(np.ones((2, 2)), (10, 10), (2.0, 0.0, 10.0, 5.0))
+    assert np.isnan(found[:, :2]).all()
+    assert np.isnan(found[5:]).all()
+    assert (found[:5, 2:] == 1).all()
+
+
+@pytest.mark.parametrize("geometry", ["crop", "whole", "letterbox"])
+@pytest.mark.parametrize("region", [None, (0.25, 0.5, 1.0, 1.0)])
+@pytest.mark.parametrize("size", [(400, 300), (90, 200)])
+def test_a_spot_is_found_again_where_it_was(geometry, region, size):
+    width, height = size
+    at = (0.6 * width, 0.7 * height)
+    y, x = np.mgrid[:height, :width] + 0.5
+    spot = 255 * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (0.1 * min(size)) ** 2)
+    picture = Image.fromarray(np.repeat(spot.astype(np.uint8)[:, :, None], 3, axis=2))
+    preprocessing = Preprocessing(64, geometry=geometry, region=region)
+    grid = preprocessing(picture)[0, :, :, 0]
+    found = to_image(grid, size, preprocessing.seen(*size))
+    row, column = np.unravel_index(np.nanargmax(found), found.shape)
+    assert abs(column + 0.5 - at[0]) < width / 64 + 1
+    assert abs(row + 0.5 - at[1]) < height / 64 + 1
+    assert np.isnan(found).any() == (region is not None or geometry == "crop")
+
+
+def test_regions_by_hand():
+    found = np.zeros((5, 6), np.float32)
+    found[0, 0] = found[1, 1] = 2  # they touch at a corner
+    found[3:5, 3:6] = 1
+    found[4, 4] = 5
+    found[2, 5] = np.nan
+    assert regions(found, 0.5) == [
+        Region(box=(3, 3, 6, 5), area=6, peak=5.0, place=(4, 4)),
+        Region(box=(0, 0, 2, 2), area=2, peak=2.0, place=(0, 0)),
+    ]
+    assert regions(found, 5.0) == []
