@@ -67,7 +67,7 @@ class Gram:
 
 
 class FromGram:
-    """What `Fitted` is to features (n, D), to their rows (n, 1) among a data set's."""
+    """What `Fitted` is to features (n, D), to their rows (n, 1 or 2) among a data set's."""
 
     def __init__(self, gram: Gram, operator: str, rows: Rows) -> None:
         self._of, self._operator, self._bank = gram, operator, rows[:, 0]
@@ -125,9 +125,16 @@ def one_split(gram: Gram, good: int, operator: str, n: int, split: int) -> dict[
         return FromGram(gram, operator, rows)
 
     rng = np.random.default_rng(split)
-    order = rng.permutation(good)[:, None]
+
+    def drawn(count: int, first: int) -> Rows:
+        # (count, 2) rows and the split: an image's part in a calibration is decided by its hash,
+        # and must not be the same in all splits, or a lucky half of the data calibrates them all
+        rows = first + rng.permutation(count)
+        return np.column_stack([rows, np.full(count, split)])
+
+    order = drawn(good, 0)
     fitted, tested = order[:n], order[n : n + TESTED]
-    odd = good + rng.permutation(len(gram.inner) - good)[:TESTED, None]
+    odd = drawn(len(gram.inner) - good, good)[:TESTED]
     new, is_odd = np.concatenate([tested, odd]), np.repeat([False, True], [len(tested), len(odd)])
     shares = {}
     for name in METHODS:

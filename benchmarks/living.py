@@ -48,7 +48,7 @@ def main() -> None:
                 both = features[: size + change]
                 fit, whole = seconds(
                     lambda both=both: Scorer(both, "root", make_operator(operator)),  # type: ignore[misc]  # noqa: B023
-                    1,
+                    arguments.repeats,
                 )
                 first = np.arange(size)
                 come = np.concatenate([first, np.full(change, -1)])

@@ -2,8 +2,8 @@
 
     python tests/killed_writers.py MODEL KILLS
 
-MODEL is copied for each kill; the change takes back its last entry. It prints how often the old and
-the new model were found.
+The change is the last addition of MODEL: a segment, a log, a state, here also a network, and the
+manifest. Some kills hit the first write of a model. It prints how often which model was found.
 """
 
 import os
@@ -13,13 +13,16 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnad.calibrate import Calibration
+from nnad import ModelError
 from nnad.history import History
 from nnad.model_file import Saved, read_model
-from nnad.model_writing import locked, replace_model
+from nnad.model_writing import write_model
 from nnad.scorer import Known
 
 
@@ -84,58 +87,90 @@ def mortal(clock: Clock) -> None:
     os.fsync = counted(flushed)
 
 
-def changed(saved: Saved) -> Saved:
-    """Without the last entry of the log, which is an addition."""
+def before_last(saved: Saved) -> Saved:
+    """Without the last entry of the log, an addition, and with another network."""
     history = History(saved.history.segments[:-1], saved.history.changes[:-1])
-    known = saved.known
-    count = len(history.rows)
+    known, count = saved.known, len(history.rows)
+    calibration = replace(
+        known.calibration, good_scores=known.calibration.good_scores[:count].copy()
+    )
     graph = type(known.graph)(known.graph.sq_dists[:count], known.graph.rows[:count] * 0)
-    calibration = Calibration(known.calibration.good_scores[:count])
-    return Saved(saved.settings, saved.encoders, history, Known(graph, {}, calibration, None))
+    return Saved(
+        saved.settings, [b"old" * 300], history, Known(graph, {}, calibration, known.products)
+    )
 
 
-def steps(model: Path) -> int:
+def unwritten(saved: Saved) -> Saved:
+    """The same, as if its last segment had just come."""
+    segments = saved.history.segments
+    last = replace(segments[-1], file=None)
+    history = History((*segments[:-1], last), saved.history.changes)
+    return Saved(saved.settings, [b"new" * 300], history, saved.known)
+
+
+def steps(write: Callable[[], None]) -> int:
     """Bytes and system calls of the whole write."""
     clock = Clock(None)
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         mortal(clock)
-        replace_model(model, changed(read_model(model)))
+        write()
         os.write(writer, str(clock.now).encode())
         os._exit(0)
     os.waitpid(child, 0)
     return int(os.read(reader, 100))
 
 
+def fatal_steps(total: int, kills: int) -> list[int]:
+    """Each of the last steps, the others evenly spread over the bytes."""
+    last = kills // 4
+    spread = [1 + i * (total - last) // (kills - last) for i in range(kills - last)]
+    return [*spread, *range(total - last + 1, total + 1)]
+
+
+def kill(write: Callable[[], None], step: int) -> None:
+    if (child := os.fork()) == 0:
+        mortal(Clock(step))
+        write()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"the kill at step {step} came too late"
+
+
 def main(model: Path, kills: int) -> None:
-    old, new = read_model(model), changed(read_model(model))
+    new = unwritten(read_model(model))
+    old = before_last(new)
     found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(shutil.copytree(model, Path(folder, "whole")))
-        total = steps(whole)
-        last = kills // 4  # each of the last steps, the others evenly spread over the bytes
-        fatal = [1 + i * (total - last) // (kills - last) for i in range(kills - last)]
-        fatal += range(total - last + 1, total + 1)
-        for i in range(kills):
-            copy = Path(shutil.copytree(model, Path(folder, str(i))))
-            if (child := os.fork()) == 0:
-                mortal(Clock(fatal[i]))
-                with locked(copy):
-                    replace_model(copy, new)
-                os._exit(0)
-            _, status = os.waitpid(child, 0)
-            assert os.WIFSIGNALED(status), f"kill {i} of {kills} came too late"
-            seen = read_model(copy)
-            expected = {len(old.history.rows): "old", len(new.history.rows): "new"}
-            which = expected[len(seen.history.rows)]
-            assert len(seen.history.changes) == len({"old": old, "new": new}[which].history.changes)
-            found[which] += 1
-            with locked(copy):  # the lock of the dead holds nobody up, and the model can go on
-                replace_model(copy, new)
-            assert len(read_model(copy).history.rows) == len(new.history.rows)
-            assert not [p for p in copy.iterdir() if p.suffix == ".tmp"]
-            shutil.rmtree(copy)
-    print(f"steps {total} old {found['old']} new {found['new']}")
+        place = Path(folder, "m")
+        for change in (True, False):  # of a model, and the first write of one
+            write = partial(write_model, place, new, overwrite=change)
+
+            def begin(change: bool = change) -> None:
+                shutil.rmtree(place, ignore_errors=True)
+                if change:
+                    write_model(place, old)
+
+            begin()
+            total = steps(write)
+            for step in fatal_steps(total, kills if change else kills // 4):
+                begin()
+                kill(write, step)
+                try:
+                    seen = read_model(place)
+                except ModelError as error:
+                    assert not change and "no " in str(error), error
+                    found["none"] += 1
+                else:
+                    is_new = len(seen.history.changes) == len(new.history.changes)
+                    expected = new if is_new else old
+                    assert seen.encoders == expected.encoders
+                    assert seen.history.names == expected.history.names
+                    found["new" if is_new else "old"] += 1
+                write_model(place, new, overwrite=True)  # the dead hold nobody up
+                assert read_model(place).encoders == new.encoders
+                assert not [p for p in place.iterdir() if p.suffix == ".tmp"]
+    print(f"steps {total} old {found['old']} new {found['new']} none {found['none']}")
 
 
 if __name__ == "__main__":

@@ -387,3 +387,11 @@ def test_wrong_use(here, run, arguments, message):
     assert code == 2
     assert message in " ".join(err.replace("│", " ").split())
     assert sorted(path.name for path in here.iterdir()) == ["parts"]
+
+
+def test_copies_are_told(here, run):
+    shutil.copy(here / "parts" / "good_03.png", here / "parts" / "copy.png")
+    code, out, _ = run("clean", "parts", "--kept", "kept.csv", "--fraction", 0.2)
+    assert code == 0
+    assert "2 images with an exact copy among those kept: copies vouch for each other" in out
+    assert {"parts/copy.png", "parts/good_03.png"} < {row["path"] for row in lines("kept.csv")}

@@ -183,7 +183,9 @@ class Detector:
             named = without_repeats(named)
             total = len(named)
             self.method.check(total)
-            self._check_budget(Calibration(np.empty(self.method.calibrating(total))))
+            _check_budget(
+                self.asked_false_alarms, Calibration(np.empty(self.method.calibrating(total)))
+            )
         backbone = self.backbone
         if self._float_backbone:
             sample, named = calibration_sample(named, total)
@@ -195,25 +197,26 @@ class Detector:
             named, total, backbone, workers=self.workers, cache=cache, progress=progress
         )
         self._check_count(len(names), skipped)
-        fitted = copy.copy(self)  # what fails below leaves this detector as it was
-        fitted.backbone, fitted.skipped = backbone, skipped
-        if self._asked_transform == "auto":
-            fitted.transform = usual_transform(features[self.method.bank_rows(features)])
+        transform = self._asked_transform
+        if transform == "auto":
+            transform = usual_transform(features[self.method.bank_rows(features)])
         scorer = Scorer(
             features,
-            fitted.transform,
+            transform,
             self.operator,
             method=self.method,
             products=self.products,
             names=names,
         )
-        self._check_budget(scorer.calibration)
-        fitted.set_fitted(scorer, History.begin(names, features, by))
-        fitted.export = (
-            check_export(backbone, first, lambda new: scorer.score(new).scores) if first else None
-        )
+        _check_budget(self.asked_false_alarms, scorer.calibration)
+        export = None
+        if first:
+            export = check_export(backbone, first, lambda new: scorer.score(new).scores)
         warn_of_twins(names, features, new=len(names))
-        self.__dict__ = fitted.__dict__
+        # what failed above leaves this detector as it was
+        self.backbone, self.transform, self.export = backbone, transform, export
+        self.skipped = skipped
+        self.set_fitted(scorer, History.begin(names, features, by))
         return self
 
     def add(
@@ -228,14 +231,16 @@ class Detector:
         """Take more good images. The detector is then equal to one fitted on all of them.
 
         Args:
-            images: see `fit`; one that is in the detector already is left out with a warning.
+            images: see `fit`; one that is in the detector already, under any name, is left out
+                with a warning. `skipped` has those that could not be read, and those whose name
+                stands for another picture.
             reason: why, for the log.
             by: who, for the log; the user's login by default.
             cache: see `fit`.
             progress: see `fit`.
 
         Raises:
-            InputError: nothing to read, nothing new, or a name stands for another picture already.
+            InputError: nothing to read, or nothing new.
         """
         return self.add_embedded(self.embed(images, cache=cache, progress=progress), reason, by)
 
@@ -253,14 +258,15 @@ class Detector:
 
     def add_embedded(self, images: Embedded, reason: str = "", by: str | None = None) -> Change:
         """The fast part of `add`."""
-        names, features, skipped = images
-        names, features = self.history.new_among(names, features)
+        names, features, refused = self.history.new_among(images.names, images.features)
+        skipped = (*images.skipped, *refused)
         if not names:
-            raise InputError("nothing to add: these images are all in the model already")
-        changed = self._change(self.history.add(names, features, reason, by))
-        changed.skipped = skipped
-        warn_of_twins(changed.names, changed.features, new=len(names))
-        self.__dict__ = changed.__dict__
+            why = refused[0].error if refused else "these images are all in the model already"
+            raise InputError(f"nothing to add: {why}")
+        history = self.history.add(names, features, reason, by)
+        warn_of_twins(history.names, history.features(), new=len(names))
+        self._change(history, self.asked_false_alarms)
+        self.skipped = skipped
         return self.log[-1]
 
     def remove(
@@ -280,7 +286,7 @@ class Detector:
         names = [names] if isinstance(names, str) else list(names)
         if not names:
             raise InputError("names: no image to remove")
-        self.__dict__ = self._change(self.history.remove(names, reason, by)).__dict__
+        self._change(self.history.remove(names, reason, by), self.asked_false_alarms)
         return self.log[-1]
 
     def set_budget(
@@ -292,12 +298,9 @@ class Detector:
             InputError: it is not a fraction.
             BudgetError: the good images cannot support it.
         """
-        before = self.asked_false_alarms
-        changed = copy.copy(self)
-        changed.asked_false_alarms = _checked_budget(false_alarms)
-        changed._check_budget(self.calibration)
-        changed._history = self.history.set_budget(before, false_alarms, reason, by)
-        self.__dict__ = changed.__dict__
+        after = _checked_budget(false_alarms)
+        history = self.history.set_budget(self.asked_false_alarms, after, reason, by)
+        self._change(history, after)
         return self.log[-1]
 
     def undo(self, *, reason: str = "", by: str | None = None) -> Change:
@@ -308,25 +311,20 @@ class Detector:
             BudgetError: without it the good images cannot support the budget.
         """
         last = self.history.last()
-        if last.action == "budget" and last.budgets:
-            changed = copy.copy(self)
-            changed.asked_false_alarms = last.budgets[0]
-            changed._check_budget(self.calibration)
-            changed._history = self.history.undo(reason, by)
-        else:
-            changed = self._change(self.history.undo(reason, by))
-        self.__dict__ = changed.__dict__
+        budget = last.budgets[0] if last.budgets else self.asked_false_alarms
+        self._change(self.history.undo(reason, by), budget)
         return self.log[-1]
 
-    def _change(self, history: History) -> Self:
-        """This detector with other good images."""
+    def _change(self, history: History, budget: float | None) -> None:
+        """Take other good images and another budget, or raise and stay as before."""
         self._check_count(len(history.rows))
-        changed = copy.copy(self)
-        old_rows = self.history.old_rows(history.rows)
-        scorer = self.scorer.edited(history.features(), old_rows, history.names)
-        self._check_budget(scorer.calibration)
-        changed.set_fitted(scorer, history)
-        return changed
+        scorer = self.scorer
+        if not np.array_equal(history.rows, self.history.rows):
+            old_rows = self.history.old_rows(history.rows)
+            scorer = scorer.edited(history.features(), old_rows, history.names)
+        _check_budget(budget, scorer.calibration)
+        self.asked_false_alarms = budget
+        self.set_fitted(scorer, history)
 
     def score(
         self,
@@ -420,10 +418,6 @@ class Detector:
         self._scorer, self._history = scorer, history
         self.operator = scorer.operator
 
-    def _check_budget(self, calibration: Calibration) -> None:
-        if self.asked_false_alarms is not None:
-            calibration.check(self.asked_false_alarms)
-
     def _check_count(self, count: int, skipped: tuple[Result, ...] = ()) -> None:
         needed = max(4, getattr(self.operator, "k", 1) + 1)
         if count < needed:
@@ -469,3 +463,8 @@ def _checked_budget(false_alarms: float | None) -> float | None:
     if not 0 < false_alarms < 1:
         raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
     return false_alarms
+
+
+def _check_budget(budget: float | None, calibration: Calibration) -> None:
+    if budget is not None:
+        calibration.check(budget)

@@ -7,18 +7,20 @@ images in use, in the order in which they came.
 """
 
 import getpass
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnad.errors import ImageWarning, InputError, counted
+from nnad.results import Result
 
 Rows = NDArray[np.int64]
 _UNNAMED = re.compile(r"image\[(\d+)\]")
@@ -31,7 +33,7 @@ class Segment:
 
     names: tuple[str, ...]
     features: NDArray[np.float32]
-    file: str | None = None  # in the model's folder
+    file: Path | None = None  # that it was read from, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class History:
         cls, names: Sequence[str], features: NDArray[np.float32], by: str | None
     ) -> "History":
         """The history of a fresh fit on features (N, D)."""
-        change = Change(0, _now(), by or _user(), "fit", runs=((0, len(names)),))
+        change = Change(0, _now(), _who(by), "fit", runs=((0, len(names)),))
         return cls((Segment(tuple(names), features),), (change,))
 
     @cached_property
@@ -166,31 +168,32 @@ class History:
 
     def new_among(
         self, names: Sequence[str], features: NDArray[np.float32]
-    ) -> tuple[list[str], NDArray[np.float32]]:
-        """The images (M,) that are not in use yet, with their features (M, D).
+    ) -> tuple[list[str], NDArray[np.float32], list[Result]]:
+        """Of images (M,) with features (M, D) those that are not in use yet.
 
+        An image with the features of one in use, bit for bit, is that one, whatever its name.
         Images without a file are called `image[i]`; they get numbers that no other image has.
 
-        Raises:
-            InputError: a name is in use for a picture with other features.
+        Returns:
+            names and features of the new ones, and as errors those whose name stands for another
+            picture.
         """
         numbers = [int(m[1]) for m in map(_UNNAMED.fullmatch, self.stored_names) if m]
         offset = max(numbers, default=-1) + 1
-        held = {name: row for row, name in zip(self.rows, self.names, strict=True)}
-        stored = self.stored_features
-        fresh, kept, present = [], [], []
+        held = {feature.tobytes() for feature in self.features()}
+        places = {os.path.realpath(name) for name in self.names}
+        fresh, kept, present, refused = [], [], [], []
         for i, name in enumerate(names):
             if unnamed := _UNNAMED.fullmatch(name):
                 name = f"image[{offset + int(unnamed[1])}]"
-            if name not in held:
+            if features[i].tobytes() in held:
+                present.append(names[i])
+            elif os.path.realpath(name) in places:
+                reason = "another picture of that name is in the model; rename it, or remove that"
+                refused.append(Result(name, error=f"{name}: {reason}"))
+            else:
                 fresh.append(name)
                 kept.append(i)
-            elif np.array_equal(stored[held[name]], features[i]):
-                present.append(name)
-            else:
-                raise InputError(
-                    f"{name}: another picture of that name is in the model; remove that one first"
-                )
         if present and fresh:
             warnings.warn(
                 f"left out {counted(len(present), 'image')} that the model has already, "
@@ -198,7 +201,14 @@ class History:
                 ImageWarning,
                 stacklevel=4,
             )
-        return fresh, features[kept]
+        return fresh, features[kept], refused
+
+    @property
+    def removed(self) -> int:
+        """How many images a `remove` that is in force took out."""
+        undone = {change.undoes for change in self.changes}
+        gone = [c for c in self.changes if c.action == "remove" and c.number not in undone]
+        return sum(len(change.rows) for change in gone)
 
     def old_rows(self, rows: Rows) -> Rows:
         """(N',) rows -> the place that each has among this history's rows (N,), or -1."""
@@ -235,15 +245,9 @@ class History:
         budgets: tuple[float | None, float | None] | None = None,
         undoes: int | None = None,
     ) -> "History":
+        number = self.changes[-1].number + 1
         change = Change(
-            self.changes[-1].number + 1,
-            _now(),
-            by or _user(),
-            action,
-            reason,
-            _runs(rows),
-            undoes,
-            budgets,
+            number, _now(), _who(by), action, _text("reason", reason), _runs(rows), undoes, budgets
         )
         return replace(self, changes=(*self.changes, change))
 
@@ -260,8 +264,16 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _user() -> str:
+def _who(by: str | None) -> str:
+    if by:
+        return _text("by", by)
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # no entry in the password database
         return "unknown"
+
+
+def _text(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name}={value!r}; expected text")
+    return value

@@ -75,7 +75,7 @@ def read_model(folder: Path) -> Saved:
 
 def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
     try:
-        segments = tuple(_read_segment(name, _checked(folder, name)) for name in content["bank"])
+        segments = tuple(_read_segment(folder, name) for name in content["bank"])
         if len({segment.features.shape[1] for segment in segments}) != 1:
             raise ValueError("features of different lengths")
         state = safetensors.numpy.load(_checked(folder, content["state"]))
@@ -101,7 +101,8 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
         raise ModelError(f"{folder}: damaged or not written by nnad: {reason}") from error
 
 
-def _read_segment(file: str, content: bytes) -> Segment:
+def _read_segment(folder: Path, name: str) -> Segment:
+    content = _checked(folder, name)
     features = safetensors.numpy.load(content)["features"]
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = json.loads(header["__metadata__"]["names"])
@@ -111,7 +112,7 @@ def _read_segment(file: str, content: bytes) -> Segment:
         raise ValueError("the features are not a table of float32 with a name for each row")
     if not np.isfinite(features).all():
         raise ValueError("the features are not finite numbers")
-    return Segment(tuple(names), features, file)
+    return Segment(tuple(names), features, folder.resolve() / name)
 
 
 def _checked_known(

@@ -74,12 +74,14 @@ def locked(folder: Path) -> Iterator[None]:
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model; nnad fit makes one")
-    lock = FileLock(folder / ".lock", timeout=_PATIENCE)
+    # whoever may write the folder may lock it, whoever made the lock
+    lock = FileLock(folder / ".lock", timeout=_PATIENCE, mode=0o666)
     try:
         with _told(folder):
             lock.acquire()
     except Timeout:
-        raise ModelError(f"{folder}: another process has been writing it for a minute") from None
+        busy = "another process has been writing it for a minute; try again"
+        raise ModelError(f"{folder}: {busy}") from None
     try:
         yield
     finally:
@@ -115,8 +117,8 @@ def _write(folder: Path, saved: Saved) -> None:
         return name
 
     def put_segment(segment: Segment) -> str:
-        if segment.file and (folder / segment.file).is_file():
-            return segment.file
+        if segment.file and segment.file.parent == folder.resolve() and segment.file.is_file():
+            return segment.file.name
         names = {"names": json.dumps(segment.names)}
         return put("bank", "safetensors", _packed({"features": segment.features}, names))
 

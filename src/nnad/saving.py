@@ -9,6 +9,7 @@ from nnad.backbones import Backbone, check_device, from_settings
 from nnad.errors import InputError, ModelError
 from nnad.model_file import Saved, read_model
 from nnad.operators import make_operator, operator_name, settings
+from nnad.operators.arguments import check_count
 from nnad.scorer import Known, Scorer
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def load(
     check_device(device)
     if backbone is not None and device not in ("cpu", backbone.device):
         raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
+    if workers is not None:
+        workers = check_count("workers", workers)
     try:
         if "groups" in saved.settings:
             raise ModelError(f"{path}: a model of groups; `nnad groups score` opens it")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnad.cli.options import Model
-from nnad.cli.telling import promise, visible
+from nnad.cli.telling import REMOVED, promise, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ def info(
             print(visible(name))
         return
     backbone, calibration, last = detector.backbone, detector.calibration, detector.log[-1]
+    removed = detector.history.removed
     rows = [
         ("good images", f"{len(detector.names)}, first {detector.names[0]}"),
         ("last change", f"{last.time} by {last.by}: {last.action}"),
+        *([("removed", f"{removed}; {REMOVED}")] if removed else []),
         (
             "backbone",
             f"{backbone.name}, {detector.features.shape[1]} features, "

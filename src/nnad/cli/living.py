@@ -1,12 +1,13 @@
 """`nnad add`, `remove`, `budget`, `undo` and `log`: a model that lives."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from nnad.cli.options import Images, Json, Model, fraction
-from nnad.cli.telling import promise, tell_passed_over, tell_unread, visible
+from nnad.cli.options import Device, Images, Json, Model, fraction
+from nnad.cli.telling import REMOVED, promise, tell_passed_over, tell_unread, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ def add(
     reason: Reason = "",
     by: By = None,
     cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
+    device: Device = "cpu",
 ) -> None:
     """Add good images: the model is then equal to one fitted on all of them."""
     from nnad import living
 
     tell_passed_over(images)
-    detector = living.add(model, images, reason=reason, by=by, cache=cache, progress=True)
+    detector = living.add(
+        model, images, reason=reason, by=by, cache=cache, progress=True, device=device
+    )
     tell_unread(list(detector.skipped))
     _tell(model, detector)
 
@@ -50,6 +54,7 @@ def remove(
     from nnad import living
 
     _tell(model, living.change(model, lambda d: d.remove(names, reason=reason, by=by)))
+    print(f"nnad: {REMOVED}", file=sys.stderr)
 
 
 def budget(

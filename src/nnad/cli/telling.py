@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from nnad.groups import GroupDetector
     from nnad.results import Result
 
+REMOVED = (
+    "if that was for their high scores and not because they are bad, more good images than "
+    "promised will be called anomalies"
+)
 _SHOWN = 20  # ranked images told on the terminal
 
 
