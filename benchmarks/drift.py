@@ -129,11 +129,9 @@ def main() -> None:
                 rest, new = draw(case, share, sets, altered, seed)
                 for n in GOOD:
                     scorer = Scorer(rest[:n], "root", make_operator("auto"))
-                    scores = scorer.score(new).scores
+                    budget = scorer.calibration.default_budget()
                     for m in NEW:
-                        calibration = scorer.calibration
-                        budget = calibration.default_budget()
-                        found = judge(rest[:n], new[:m], calibration, scores[:m], budget, seed=seed)
+                        found = judge(rest[:n], new[:m], scorer, budget, seed=seed)
                         verdicts.setdefault((n, m), Counter())[found.verdict] += 1
             for (n, m), counts in verdicts.items():
                 row = {"data": data, "change": case, "anomalies": share, "good": n, "new": m}

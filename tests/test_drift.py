@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from nnad import Detector, InputError
+from nnad.conformal import Method
 from nnad.drift import ALONG_THE_WAY, BOTH, MORE_ANOMALIES, NO_CHANGE, SHIFTED, drift, judge
 from nnad.drift_tests import (
     bulk_test,
@@ -21,7 +22,8 @@ from nnad.drift_tests import (
     neighbor_test,
     online_p_values,
     simple_jumper,
-    smallest_tail,
+    tail_count,
+    tail_parts,
     tail_test,
 )
 from nnad.errors import BudgetError
@@ -40,44 +42,58 @@ def nnad(*arguments) -> subprocess.CompletedProcess:
 # the tests ---------------------------------------------------------------------------------------
 
 
+def counted(n, m, r):
+    """P(K >= k) over all orders of n good and m new scores, which are equally likely."""
+    counts = []
+    for new in combinations(range(n + m), m):
+        cut = sorted(set(range(n + m)) - set(new))[n - r]
+        counts.append(sum(rank > cut for rank in new))
+    return [np.mean(np.array(counts) >= k) for k in range(m + 1)]
+
+
 def test_exceedances_by_counting_all_orders():
-    n, m = 4, 3
-    places = list(combinations(range(n + m), m))  # ranks of the new ones, all equally likely
-    for r in range(1, n + 1):
-        counts = []
-        for new in places:
-            cut = sorted(set(range(n + m)) - set(new))[n - r]
-            counts.append(sum(rank > cut for rank in new))
-        expected = [np.mean(np.array(counts) >= k) for k in range(m + 1)]
-        np.testing.assert_allclose(exceedances(m, r, n), expected)
+    for r in range(1, 5):
+        np.testing.assert_allclose(exceedances([(3, r, 4)]), counted(4, 3, r))
+
+
+def test_exceedances_of_two_products_by_hand():
+    one, other = counted(2, 1, 1), counted(3, 1, 1)  # 1/3 and 1/4 to be the highest
+    assert (one[1], other[1]) == (pytest.approx(1 / 3), pytest.approx(1 / 4))
+    both = exceedances([(1, 1, 2), (1, 1, 3)])
+    np.testing.assert_allclose(both, [1, 1 - 2 / 3 * 3 / 4, 1 / 3 * 1 / 4])
 
 
 def test_tail_test_by_hand():
     good = np.array([1.0, 2.0])
-    assert tail_test(good, np.array([3.0, 4.0]), 1) == pytest.approx(1 / 6)  # 2! 2! / 4!
-    assert tail_test(good, np.array([0.0, 4.0]), 1) == pytest.approx(1 / 2)
-    assert tail_test(good, np.array([2.0, 2.0]), 1) == pytest.approx(1)  # not above
-    assert smallest_tail(2, 2, 1, 0.2) == 2
-    assert smallest_tail(2, 2, 1, 0.1) is None
+    assert tail_test([(good, np.array([3.0, 4.0]))], 0.34) == pytest.approx(1 / 6)  # 2! 2! / 4!
+    assert tail_test([(good, np.array([0.0, 4.0]))], 0.01) == pytest.approx(1 / 2)
+    assert tail_test([(good, np.array([2.0, 2.0]))], 0.34) == pytest.approx(1)  # not above
+    many = np.arange(99.0)
+    assert tail_parts([(many, good)], 0.1) == [(2, 10, 99)]
+    samples = [(many, np.array([88.5, 89.5, 99])), (good, np.array([1.5, 3]))]
+    assert tail_count(samples, 0.1) == 2 + 1
 
 
 def test_bulk_test_by_hand():
     good = np.array([1.0, 2.0, 3.0])
     # all 4 above the median; one may be odd. 3 new above the second of 3 good ones: 4 of the
     # 6! / 3! 3! = 20 orders have it, those with the lowest good one first to fourth
-    assert bulk_test(good, np.full(4, 9.0)) == pytest.approx(2 * 4 / 20)
+    assert bulk_test([(good, np.full(4, 9.0))]) == pytest.approx(2 * 4 / 20)
     # all 4 below it: 5 of 7! / 4! 3! = 35 orders
-    assert bulk_test(good, np.zeros(4)) == pytest.approx(2 * 5 / 35)
-    assert bulk_test(good, np.full(4, 2.0)) == pytest.approx(1)
+    assert bulk_test([(good, np.zeros(4))]) == pytest.approx(2 * 5 / 35)
+    assert bulk_test([(good, np.full(4, 2.0))]) == pytest.approx(1)
+    # two products of this kind
+    both = [(good, np.zeros(4)), (good + 9, np.zeros(4))]
+    assert bulk_test(both) == pytest.approx(2 * (5 / 35) ** 2)
 
 
 def test_a_quarter_of_odd_images_does_not_move_the_bulk():
     good = np.linspace(0, 1, 200)
     usual = np.linspace(0, 1, 150)
-    assert bulk_test(good, np.append(usual, np.full(50, 9))) > 0.3
-    assert bulk_test(good, np.append(usual, np.full(150, 9))) < 1e-3
-    assert bulk_test(good, usual + 0.3) < 1e-3
-    assert bulk_test(good, usual - 0.3) < 1e-3
+    assert bulk_test([(good, np.append(usual, np.full(50, 9)))]) > 0.3
+    assert bulk_test([(good, np.append(usual, np.full(150, 9)))]) < 1e-3
+    assert bulk_test([(good, usual + 0.3)]) < 1e-3
+    assert bulk_test([(good, usual - 0.3)]) < 1e-3
 
 
 def test_online_p_values_by_hand():
@@ -87,8 +103,12 @@ def test_online_p_values_by_hand():
 
     good = np.array([3.0, 1.0, 2.0])
     # 2.5: one above, itself a quarter, of 4; 9: of 5; 2.5 again: two above, two ties, of 6
-    p_values = online_p_values(good, np.array([2.5, 9.0, 2.5]), FirstOfTies())
+    scores, one = np.array([2.5, 9.0, 2.5]), np.zeros(3, dtype=int)
+    p_values = online_p_values([good], scores, one, FirstOfTies())
     np.testing.assert_allclose(p_values, [1.25 / 4, 0.25 / 5, (2 + 0.25 * 2) / 6])
+    # the second is of another product, with one good image
+    p_values = online_p_values([good, good[:1]], scores, np.array([0, 1, 0]), FirstOfTies())
+    np.testing.assert_allclose(p_values, [1.25 / 4, 0.25 / 2, (1 + 0.25 * 2) / 5])
 
 
 def test_simple_jumper_by_hand():
@@ -116,17 +136,33 @@ def test_holm_by_hand():
     assert holm([0.03, 0.03, 0.03], 0.06) == [False, False, False]
 
 
+def neighbors(good, new, rng, products=None):
+    products = np.zeros(len(good) + len(new), dtype=int) if products is None else products
+    return neighbor_test(good, new, products, rng)
+
+
 def test_neighbor_test_sees_a_shift_and_not_a_cluster_of_odd_images():
     rng = np.random.default_rng(0)
     good, new = (rng.normal(size=(60, 16)).astype(np.float32) for _ in range(2))
-    p_value, share, expected = neighbor_test(good, new, rng)
+    p_value, share, expected = neighbors(good, new, rng)
     assert p_value > 0.1
     assert share == pytest.approx(expected, abs=0.1)
     assert expected == pytest.approx(60 / 119, abs=0.02)
-    assert neighbor_test(good, new + 1, rng)[0] == 0.001
+    assert neighbors(good, new + 1, rng)[0] == 0.001
     new[:12] = 5 + 0.1 * new[:12]
-    assert neighbor_test(good, new, rng)[0] > 0.1
-    assert neighbor_test(good[:4], new[:1], rng)[0] == 1
+    assert neighbors(good, new, rng)[0] > 0.1
+    assert neighbors(good[:4], new[:1], rng)[0] == 1
+
+
+def test_neighbor_test_does_not_mind_another_mixture_of_products():
+    rng = np.random.default_rng(0)
+    good, new = (rng.normal(size=(80, 16)).astype(np.float32) for _ in range(2))
+    good[:60] += 5
+    new[:20] += 5
+    products = np.r_[np.zeros(60), np.ones(20), np.zeros(20), np.ones(60)]
+    assert neighbors(good, new, rng)[0] == 0.001
+    assert neighbors(good, new, rng, products)[0] > 0.1
+    assert neighbors(good, new + 1, rng, products)[0] < 0.01
 
 
 # the verdict -------------------------------------------------------------------------------------
@@ -134,8 +170,7 @@ def test_neighbor_test_sees_a_shift_and_not_a_cluster_of_odd_images():
 
 def verdict(good, new, alpha=0.01, seed=0, budget=0.1):
     scorer = Scorer(good, "raw", make_operator("knn"))
-    scores = scorer.score(new).scores
-    return judge(good, new, scorer.calibration, scores, budget, alpha=alpha, seed=seed)
+    return judge(good, new, scorer, budget, alpha=alpha, seed=seed)
 
 
 def normals(seed, *sizes):
@@ -165,16 +200,42 @@ def test_verdicts(seed):
     assert verdict(good, odd + np.float32([2, 2, 2, 0, 0, 0]), budget=0.01).verdict == BOTH
 
 
-def test_a_change_along_the_way_has_a_beginning():
-    good, new = normals(1, 300, 120)
-    scores = np.r_[np.linspace(0, 1, 60), np.linspace(0.6, 1, 30), np.linspace(0, 0.3, 30)]
-    order = np.random.default_rng(0).permutation(60)
-    scores[:60] = scores[order]
-    calibration = Scorer(good, "raw", make_operator("knn")).calibration
-    calibration = type(calibration)(np.linspace(0, 1, 300))
-    found = judge(good, new, calibration, scores, 0.1)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_change_along_the_way_has_a_beginning(seed):
+    good, new = normals(seed, 300, 150)
+    new[90:120] += np.float32([1.6, 0, 0, 1.6, 0, 0])  # then the other way, so that the
+    new[120:] = 0.6 * new[120:] + 0.4 * good.mean(axis=0)  # set as a whole looks as usual
+    found = verdict(good, new)
     assert found.verdict == ALONG_THE_WAY
-    assert 50 <= found.begins <= 70
+    assert 80 <= found.begins <= 100
+
+
+@pytest.mark.parametrize("method", ["split", "cross", "jackknife+"])
+def test_other_calibrations(method):
+    good, new = normals(4, 100, 60)
+    scorer = Scorer(good, "raw", make_operator("knn"), method=Method.parse(method))
+    found = judge(good, new, scorer, 0.1)
+    assert found.verdict == NO_CHANGE
+    p_values = scorer.score(new).p_values
+    assert found.flagged == (p_values <= 0.1 + 1e-9).sum()
+    shifted = new + np.float32([2, 2, 2, 0, 0, 0])
+    assert judge(good, shifted, scorer, 0.1).verdict == SHIFTED
+
+
+def test_products_are_compared_with_themselves():
+    good, new = normals(5, 120, 60)
+    good[:90] += np.float32([0, 0, 0, 0, 9, 0])  # many of the first, ragged product
+    good[:90, 0] *= 1.5
+    new[:10] += np.float32([0, 0, 0, 0, 9, 0])
+    new[:10, 0] *= 1.5
+    names = [f"{'first' if i < 90 else 'second'}/{i}.png" for i in range(120)]
+    operator = make_operator("knn")
+    scorer = Scorer(good, "raw", operator, products="folders", names=names)
+    assert judge(good, new, scorer, 0.1).verdict == NO_CHANGE
+    assert judge(good, new, Scorer(good, "raw", operator), 0.1).verdict == SHIFTED
+    assert judge(good, new[:10], scorer, 0.1).verdict == NO_CHANGE  # one product only
+    shifted = new + np.float32([2, 2, 2, 0, 0, 0])
+    assert judge(good, shifted, scorer, 0.1).verdict == SHIFTED
 
 
 def test_equal_scores_and_few_images_are_no_change():

@@ -17,7 +17,6 @@ were divided by the ratio of the medians. That errs towards "everything shifted"
 """
 
 import hashlib
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from nnad import drift_tests
-from nnad.calibrate import Calibration
+from nnad.calibrate import within
 from nnad.detector import Detector
 from nnad.embedding import extracted
 from nnad.errors import ImageError, InputError, counted
@@ -35,6 +34,7 @@ from nnad.image_files import find_images
 from nnad.images import Source
 from nnad.picture_measures import Compared, compare, measures
 from nnad.results import Result
+from nnad.scorer import Scorer
 from nnad.sources import readable, without_repeats
 from nnad.transforms import fit_transform, usual_transform
 
@@ -162,10 +162,7 @@ def drift(
     if not features:
         raise InputError(_nothing(copies, unread))
     new = np.stack(features)  # (M, D)
-    scores = detector.scorer.score(new).scores
-    found = judge(
-        detector.features, new, detector.calibration, scores, budget, alpha=alpha, seed=seed
-    )
+    found = judge(detector.features, new, detector.scorer, budget, alpha=alpha, seed=seed)
     used = [named[row] for row in rows]
     return Report(
         verdict=found.verdict,
@@ -197,56 +194,65 @@ def _nothing(copies: list[str], unread: list[Result]) -> str:
 def judge(
     good: NDArray[np.float32],
     new: NDArray[np.float32],
-    calibration: Calibration,
-    scores: NDArray[np.float64],
+    scorer: Scorer,
     budget: float,
     *,
     alpha: float = ALPHA,
     seed: int = 0,
 ) -> Judgement:
-    """The verdict on features of good images (n, D) and new ones (m, D), and on their scores.
+    """The verdict on features of new images.
 
     Args:
-        good: as the backbone returned them; they are transformed as by default, whatever the
-            detector does, because what is learnt from the good images would favour them.
-        new: the same.
-        calibration: of the good images.
-        scores: (m,) of the new images.
+        good: (N, D) features of the good images, as the backbone returned them. For the test on
+            features they are transformed as by default, whatever the scorer does, because what is
+            learnt from the good images would favour them.
+        new: (m, D), the same of the new ones.
+        scorer: of the good images.
         budget: the share of good images that may be flagged.
         alpha: see `drift`.
         seed: see `drift`.
     """
     rng = np.random.default_rng(seed)
-    n, m = len(good), len(new)
-    good_scores = calibration.good_scores
-    r = math.floor(budget * (n + 1) + 1e-9)
-    flagged = int((scores > calibration.threshold(budget)).sum())
-    top = max(math.floor(drift_tests.TAIL * (n + 1)), 1)
-    median = float(np.median(good_scores))
+    m, top = len(new), drift_tests.TAIL
+    scored = scorer.score(new)
+    calibration, products = scorer.calibration, scored.products
+    known = [
+        calibration.good_scores[calibration.of_product(product)]
+        for product in range(len(calibration.product_names))
+    ]
+    samples = [(known[c], scored.scores[products == c]) for c in np.unique(products)]
+    parts = drift_tests.tail_parts(samples, budget)
+    at_least = drift_tests.exceedances(parts)  # (m + 1,) P(K >= k)
+    flagged = int(sum(within(p_value, budget) for p_value in scored.p_values))
+    median = np.array([np.median(alike) for alike in known])[products]  # (m,)
+    of_bank = np.zeros_like(scorer.rows) if scorer.products is None else scorer.products
     transformed = fit_transform(usual_transform(good), good)
-    near, share, usual = drift_tests.neighbor_test(transformed(good), transformed(new), rng)
-    capital = drift_tests.simple_jumper(drift_tests.online_p_values(good_scores, scores, rng))
+    near, share, usual = drift_tests.neighbor_test(
+        transformed(good[scorer.rows]), transformed(new), np.append(of_bank, products), rng
+    )
+    p_values = drift_tests.online_p_values(known, scored.scores, products, rng)
+    capital = drift_tests.simple_jumper(p_values)  # (m,)
     peak = int(np.argmax(capital))
 
-    def expected(cut: int) -> str:
-        return f"{m * cut / (n + 1):.1f} expected"
+    def expected(parts: Sequence[tuple[int, int, int]]) -> str:
+        return f"{sum(m * r / (n + 1) for m, r, n in parts):.1f} expected"
 
     tests = [
         (
             "flagged",
-            drift_tests.tail_test(good_scores, scores, r),
-            f"{flagged} of {m} at a budget of {budget:.3g}; {expected(r)}",
+            float(at_least[flagged]),
+            f"{flagged} of {m} at a budget of {budget:.3g}; {expected(parts)}",
         ),
         (
             "tail",
-            drift_tests.tail_test(good_scores, scores, top),
-            f"{np.sum(scores > np.sort(good_scores)[n - top])} of {m} above the highest "
-            f"tenth of the good scores; {expected(top)}",
+            drift_tests.tail_test(samples, top),
+            f"{drift_tests.tail_count(samples, top)} of {m} above the highest tenth of the good "
+            f"scores; {expected(drift_tests.tail_parts(samples, top))}",
         ),
         (
             "bulk",
-            drift_tests.bulk_test(good_scores, scores),
-            f"{np.mean(scores > median):.0%} of the scores above the good images' median",
+            drift_tests.bulk_test(samples),
+            f"{np.mean(scored.scores > median):.0%} of the scores above the good images' median",
         ),
         (
             "neighbours",
@@ -263,16 +269,16 @@ def judge(
     flags, tail, bulk, neighbours, order = rejected
     verdict, begins = NO_CHANGE, None
     if bulk or neighbours:
-        centred = scores * (median / np.median(scores)) if np.median(scores) > 0 else scores
-        beyond = any(
-            drift_tests.tail_test(good_scores, centred, cut) <= alpha / 2 for cut in (r, top)
-        )
+        moved = np.median(scored.scores / np.where(median > 0, median, 1)) or 1.0
+        back = [(alike, scores / moved) for alike, scores in samples]
+        beyond = any(drift_tests.tail_test(back, cut) <= alpha / 2 for cut in (budget, top))
         verdict = BOTH if beyond else SHIFTED
     elif flags or tail:
         verdict = MORE_ANOMALIES
     elif order:
         verdict = ALONG_THE_WAY
         begins = int(np.argmin(np.append(1.0, capital[: peak + 1])))
+    enough = np.flatnonzero(at_least <= alpha / len(tests))
     return Judgement(
         verdict,
         tuple(
@@ -280,7 +286,7 @@ def judge(
             for (name, p_value, told), seen in zip(tests, rejected, strict=True)
         ),
         flagged,
-        drift_tests.smallest_tail(n, m, r, alpha / len(tests)),
+        int(enough[0]) if len(enough) else None,
         begins,
     )
 

@@ -1,11 +1,16 @@
 """Do new images come from where the good ones came from? Tests, each with its own eye.
 
-Good and new images are taken as one set of exchangeable images unless something changed; nothing
-else is assumed of their distribution. The good scores are leave-one-out scores with a bank of
-n - 1, the new ones have a bank of n: so far the tests on scores are very nearly exact, not quite
-(benchmarks/drift.py measures them). The test on features is exact.
+Good and new images are taken as exchangeable unless something changed; nothing else is assumed of
+their distribution. In a model of several products each product is compared with itself, so that
+their mixture may change. Scores come as samples, a pair (good scores (n,), new scores (m,)) for
+each product that new images have.
+
+The good scores are leave-one-out scores with a bank of n - 1, the new ones have a bank of n: so far
+the tests on scores are very nearly exact, not quite (benchmarks/drift.py measures them). The test
+on features is exact.
 """
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
@@ -19,57 +24,79 @@ TAIL = 0.1  # this share of the good images has the highest scores
 FEW = 0.25  # up to this share of odd images among good ones is no shift of everything
 NEIGHBORS = 5
 PERMUTATIONS = 999
-_BLOCK = 100  # permutations at a time
+_BLOCK = 111  # permutations at a time
 _LARGEST_SAMPLE = 2000  # images of a side in the test on features
 _BETS = np.array([-2.0, 0.0, 2.0])
 _JUMP = 0.01
 
+Samples = Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
-def exceedances(m: int, r: int, n: int) -> NDArray[np.float64]:
-    """P(K >= k) for k = 0..m: so many of m new scores are above the r-th largest of n good ones.
 
-    Of exchangeable images K is beta-binomial, BetaBin(m, r, n + 1 - r), whatever the distribution
-    (Gumbel and von Schelling, "The distribution of the number of exceedances", Annals of
-    Mathematical Statistics 21, 1950). A binomial test would take the luck of the n good images for
-    a change.
+def exceedances(parts: Sequence[tuple[int, int, int]]) -> NDArray[np.float64]:
+    """P(K >= k) for k = 0..M, where K of M new scores are above the r-th largest of the good ones.
+
+    Of n good and m new exchangeable images K is beta-binomial, BetaBin(m, r, n + 1 - r), whatever
+    the distribution (Gumbel and von Schelling, "The distribution of the number of exceedances",
+    Annals of Mathematical Statistics 21, 1950). A binomial test would take the luck of the n good
+    images for a change.
+
+    Args:
+        parts: (m, r, n) of each product; K is their sum.
     """
-    chances = betabinom.pmf(np.arange(m + 1), m, r, n + 1 - r)
+    chances = np.ones(1)  # of K = 0, 1, ...
+    for m, r, n in parts:
+        chances = np.convolve(chances, betabinom.pmf(np.arange(m + 1), m, r, n + 1 - r))
     return np.asarray(np.minimum(np.cumsum(chances[::-1])[::-1], 1.0))
 
 
-def tail_test(good_scores: NDArray[np.float64], scores: NDArray[np.float64], r: int) -> float:
-    """Are more new scores (m,) above the r-th largest good score (n,) than chance explains?"""
-    n = len(good_scores)
-    above = int((scores > np.sort(good_scores)[n - r]).sum())
-    return float(exceedances(len(scores), r, n)[above])
+def tail_parts(samples: Samples, share: float) -> list[tuple[int, int, int]]:
+    """For `exceedances`: r is the rank above which `share` of good images are, 1 at least."""
+    return [
+        (len(new), max(math.floor(share * (len(good) + 1) + 1e-9), 1), len(good))
+        for good, new in samples
+    ]
 
 
-def smallest_tail(n: int, m: int, r: int, level: float) -> int | None:
-    """The least number of flagged images for which `tail_test` gives `level` or less, if any."""
-    enough = np.flatnonzero(exceedances(m, r, n) <= level)
-    return int(enough[0]) if len(enough) else None
+def tail_count(samples: Samples, share: float) -> int:
+    """How many new scores are above the r-th largest good one of their product."""
+    return sum(
+        int((new > np.sort(good)[n - r]).sum())
+        for (good, new), (_, r, n) in zip(samples, tail_parts(samples, share), strict=True)
+    )
 
 
-def bulk_test(good_scores: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    """Have the scores (m,) of most images moved against the good ones (n,)? Two-sided.
+def tail_test(samples: Samples, share: float) -> float:
+    """Are more new scores in the highest `share` of the good ones than chance explains?"""
+    return float(exceedances(tail_parts(samples, share))[tail_count(samples, share)])
+
+
+def bulk_test(samples: Samples) -> float:
+    """Have the scores of most images moved? Two-sided.
 
     The control median test (Mathisen, "A method of testing the hypothesis that two samples are from
     the same population", Annals of Mathematical Statistics 14, 1943): K, the number of new scores
     above the median of the good ones, has the distribution of `exceedances`. Upwards, floor(FEW m)
     of them are not counted, nor in m: so many odd images may be among the new ones.
     """
-    n, m = len(good_scores), len(scores)
-    r = (n + 1) // 2
-    median = np.sort(good_scores)[n - r]
-    odd = int(FEW * m)
-    above, below = int((scores > median).sum()), int((scores < median).sum())
-    higher = exceedances(m - odd, r, n)[max(above - odd, 0)]
-    lower = exceedances(m, n + 1 - r, n)[below]
-    return float(min(1.0, 2 * min(higher, lower)))
+    above = below = 0
+    higher, lower = [], []
+    for good, new in samples:
+        n, m = len(good), len(new)
+        r, odd = (n + 1) // 2, int(FEW * m)
+        median = np.sort(good)[n - r]
+        above += max(int((new > median).sum()) - odd, 0)
+        below += int((new < median).sum())
+        higher.append((m - odd, r, n))
+        lower.append((m, n + 1 - r, n))
+    p_values = exceedances(higher)[above], exceedances(lower)[below]
+    return float(min(1.0, 2 * min(p_values)))
 
 
 def neighbor_test(
-    good: NDArray[np.float32], new: NDArray[np.float32], rng: np.random.Generator
+    good: NDArray[np.float32],
+    new: NDArray[np.float32],
+    products: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> tuple[float, float, float]:
     """Do new images have more new images among their nearest than chance explains?
 
@@ -86,17 +113,19 @@ def neighbor_test(
     Args:
         good: (n, D), transformed.
         new: (m, D), transformed.
+        products: (n + m,) of good and new images; labels are permuted within them.
         rng: draws the permutations.
 
     Returns:
         The p-value; the mean share of new images among the 5 nearest; its mean in permutations.
     """
-    good, new = (
-        x[np.sort(rng.permutation(len(x))[:_LARGEST_SAMPLE])] if len(x) > _LARGEST_SAMPLE else x
-        for x in (good, new)
-    )
-    n, m = len(good), len(new)
-    pooled = np.concatenate([good, new])
+    rows = [
+        start + np.sort(rng.permutation(count)[:_LARGEST_SAMPLE])
+        for start, count in ((0, len(good)), (len(good), len(new)))
+    ]
+    n, m = len(rows[0]), len(rows[1])
+    drawn = np.concatenate(rows)
+    pooled, products = np.concatenate([good, new])[drawn], products[drawn]
     k = min(NEIGHBORS, n + m - 1)
     depth = min(max(k, int(FEW * m)), n + m - 1)
     found = Bank(pooled).nearest(pooled, depth, exclude=np.arange(n + m))
@@ -110,39 +139,46 @@ def neighbor_test(
         counted = is_new & (np.cumsum(is_new, axis=1) <= kept)
         return np.asarray((counts * counted).sum(axis=1) / (kept * k))
 
-    labels = order[None] >= n  # (1, N)
-    seen = float(shares(labels)[0])
-    blocks = [
-        shares(rng.permuted(np.repeat(labels, min(_BLOCK, PERMUTATIONS - done), axis=0), axis=1))
-        for done in range(0, PERMUTATIONS, _BLOCK)
-    ]
-    permuted = np.concatenate(blocks)  # (PERMUTATIONS,)
-    p_value = (1 + int((permuted >= seen - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return p_value, seen, float(permuted.mean())
+    labels = np.repeat(order[None] >= n, _BLOCK, axis=0)  # (_BLOCK, N)
+    seen = float(shares(labels[:1])[0])
+    permuted = []
+    for _ in range(PERMUTATIONS // _BLOCK):
+        for product in np.unique(products):
+            own = np.flatnonzero(products[order] == product)
+            labels[:, own] = rng.permuted(labels[:, own], axis=1)
+        permuted.append(shares(labels))
+    expected = np.concatenate(permuted)  # (PERMUTATIONS,)
+    p_value = (1 + int((expected >= seen - 1e-12).sum())) / (1 + PERMUTATIONS)
+    return p_value, seen, float(expected.mean())
 
 
 def online_p_values(
-    good_scores: NDArray[np.float64], scores: NDArray[np.float64], rng: np.random.Generator
+    good: Sequence[NDArray[np.float64]],
+    scores: NDArray[np.float64],
+    products: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Smoothed conformal p-values (m,) of new images, each among the good and all earlier new ones.
+    """Smoothed conformal p-values (m,), each among the good and all earlier new images.
 
     With exchangeable images these are independent and uniform (Vovk, Nouretdinov and Gammerman,
     "Testing exchangeability on-line", ICML 2003, Theorem 1). P-values against one fixed calibration
     set are not: they share its luck, and a martingale on them would not be one.
 
     Args:
-        good_scores: (n,).
+        good: the good scores of each product.
         scores: (m,), in the order of the images.
+        products: (m,) of each, places in `good`.
         rng: breaks ties.
     """
-    seen = sorted(good_scores.tolist())
+    seen = [sorted(known.tolist()) for known in good]
     p_values = []
-    for score in scores.tolist():
-        insort(seen, score)
-        first, last = bisect_left(seen, score), bisect_right(seen, score)
+    for score, product in zip(scores.tolist(), products.tolist(), strict=True):
+        alike = seen[product]
+        insort(alike, score)
+        first, last = bisect_left(alike, score), bisect_right(alike, score)
         # 1 - random() is above 0
-        higher = len(seen) - last + (1 - rng.random()) * (last - first)
-        p_values.append(higher / len(seen))
+        higher = len(alike) - last + (1 - rng.random()) * (last - first)
+        p_values.append(higher / len(alike))
     return np.array(p_values)
 
 
