@@ -44,7 +44,7 @@ CLEANINGS: dict[str, dict[str, Any]] = {
     "dn2": {"k": 2, "rounds": 1},
     "nnad": {},
     "nnad 0.35": {"fraction": 0.35},
-    "budget": {"budget": 0.05},
+    "budget": {"drop_good": 0.05},
 }
 OPERATORS = {"knn": "k-NN", "knnn": "k-NNN", "auto": "auto"}
 BUDGET = 0.05

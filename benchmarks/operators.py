@@ -22,7 +22,6 @@ all rows are about equally far from a query, which is the hardest case for any s
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -74,7 +73,7 @@ def measure(system: str, folder: Path) -> dict[str, float]:
     warm(relu_like(100, 64, 4))
     bank, queries = np.load(folder / "bank.npy"), np.load(folder / "queries.npy")
     bank[:] @ queries[0]  # touched, and BLAS started
-    before = resident_mb()
+    before = memory_mb("VmRSS")
     start, start_cpu = time.perf_counter(), time.process_time()
     score = operator(system, bank)
     fitted, fitted_cpu = time.perf_counter(), time.process_time()
@@ -90,14 +89,17 @@ def measure(system: str, folder: Path) -> dict[str, float]:
         "fit_cpu_s": fitted_cpu - start_cpu,
         "score_cpu_s": scored_cpu - fitted_cpu,
         "load": os.getloadavg()[0],
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
+        "peak_mb": memory_mb("VmHWM") - before,
     }
 
 
-def resident_mb() -> float:
-    """Memory of this process now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def memory_mb(field: str) -> float:
+    """Memory of this process (Linux): VmRSS now, or VmHWM at its peak.
+
+    The peak that getrusage tells may be that of the process which started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -193,6 +193,7 @@ def model_seed() -> dict[str, bytes]:
             "transform": "root",
             "operator": {"name": "knn", "settings": settings(operator)},
             "reason": "as asked for",
+            "dropped_unseen": 0,
             "false_alarms": None,
             "calibration": "leave-one-out",
             "products": 2,

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nnad import Detector, InputError
-from nnad.calibrate import round_up
-from nnad.clean import clean, limit, worst_case
+from nnad.calibrate import Calibration
+from nnad.clean import clean, limit, rough_rate
 from nnad.cli import main
+from nnad.fitted import Fitted
 from nnad.operators import make_operator
 from nnad.review import read_decisions
 
@@ -146,18 +147,29 @@ def test_a_budget_drops_about_that_share_of_normal_log_scores_and_less_with_anom
 def test_a_budget_keeps_a_clean_folder_and_drops_what_stands_out():
     rng = np.random.default_rng(0)
     good = rng.normal(size=(200, 10)).astype(np.float32)
-    assert (~clean(good, budget=0.01).kept).mean() < 0.05
+    assert (~clean(good, drop_good=0.01).kept).mean() < 0.05
     odd = rng.normal(size=(20, 10)).astype(np.float32) + 6 * rng.choice([-1, 1], (20, 10))
-    cleaned = clean(np.vstack([good, odd.astype(np.float32)]), budget=0.01)
+    cleaned = clean(np.vstack([good, odd.astype(np.float32)]), drop_good=0.01)
     assert not cleaned.kept[200:].any()
     assert cleaned.kept[:200].mean() > 0.95
 
 
-def test_worst_case_by_hand():
-    assert worst_case(0.05, kept=99, unseen=0) == pytest.approx(0.05)
-    assert worst_case(0.05, kept=99, unseen=100) == pytest.approx(105 / 200)
-    # all 12 dropped are good and score highest: 8 kept of 20, threshold at the highest kept one
-    assert worst_case(1 / 9, kept=8, unseen=12) == pytest.approx(13 / 21)
+@pytest.mark.parametrize(("dropped", "least", "most"), [(0, 0.02, 0.08), (0.3, 0.4, 0.7)])
+def test_false_alarms_after_a_cleaning_are_far_above_the_budget(dropped, least, most):
+    # 60 good images of 22 varieties, some with one picture only: these go first
+    budget, rng, rates = 0.05, np.random.default_rng(0), []
+    for _ in range(15):
+        varieties = rng.normal(size=(22, 50))
+        drawn = varieties[rng.integers(22, size=360)] + 0.05 * rng.normal(size=(360, 50))
+        good, new = np.split(drawn.astype(np.float32), [60])
+        kept = good[clean(good, fraction=dropped).kept]
+        model = Fitted(kept, "raw", make_operator("knn"))
+        p_values = Calibration(model.left_out_scores(kept)).p_values(model.score(new))
+        rates.append((p_values <= budget).mean())
+    assert least < np.mean(rates) < most
+    rough = rough_rate(budget, len(kept), len(good) - len(kept))
+    assert rough / 2 < np.mean(rates) < 2 * rough  # its order, and not a bound:
+    assert (np.mean(rates) > rough) == (dropped > 0)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +178,9 @@ def test_worst_case_by_hand():
         ({"fraction": 1}, "fraction=1; expected less than 1"),
         ({"fraction": -0.1}, "fraction=-0.1"),
         ({"fraction": 0.9}, "would leave 1 of 10 images"),
-        ({"budget": 0.6}, "budget=0.6; a share"),
-        ({"budget": 0}, "budget=0; a share"),
-        ({"fraction": 0.5, "budget": 0.1}, "give one of them"),
+        ({"drop_good": 0.6}, "drop_good=0.6; a share"),
+        ({"drop_good": 0}, "drop_good=0; a share"),
+        ({"fraction": 0.5, "drop_good": 0.1}, "give one of them"),
         ({"rounds": 0}, "rounds=0"),
         ({"operator": "svm"}, "operator='svm'"),
         ({"operator": make_operator("knn"), "k": 2}, "goes with the name"),
@@ -277,7 +289,8 @@ def test_the_round_trip(here, run):
     names = [f"parts/good_{i:02}.png" for i in range(12)]
     model = Detector.load("m")
     assert sorted(model.names) == names
-    assert "cleaned" not in model.reason
+    assert model.dropped_unseen == 0
+    assert "not hold" not in out
     assert sorted(row["path"] for row in lines("kept.csv")) == names
     again = Detector().fit("kept.csv")
     assert [Path(name).name for name in again.names] == [Path(name).name for name in model.names]
@@ -294,19 +307,38 @@ def test_the_round_trip(here, run):
 
 
 def test_without_a_person_the_model_tells_what_its_budget_is_worth(run):
-    code, out, _ = run("clean", "parts", "--model", "m", "--budget", 0.05, "--geometry", "whole")
+    code, out, _ = run(
+        "clean", "parts", "--model", "m", "--drop-good", "5/100", "--geometry", "whole"
+    )
     assert code == 0
     model = Detector.load("m")
     unseen = 14 - len(model.names)
     assert 2 <= unseen <= 5
     assert not any("odd" in name for name in model.names)
-    worst = worst_case(model.false_alarms, len(model.names), unseen)
-    assert f"cleaned: {unseen} images dropped that no person rejected" in out
-    assert round_up(worst) == float(re.search(r"at worst (\S+),", out)[1])
-    assert "at most" not in out
+    assert model.dropped_unseen == unseen
+    assert model.reason == Detector().reason
+    budget = rough_rate(model.false_alarms, len(model.names), unseen)
+    assert re.search(
+        rf"that does not hold: cleaning dropped {unseen} images .* {budget:.2g} of", out
+    )
     info = run("info", "m")[1]
-    assert "no person rejected" in info
+    assert "cleaned          that does not hold" in info
     assert "whole image" in info
+    run("add", "m", "parts/odd_0.png", "--reason", "seen and fine")
+    after = run("add", "m", "parts/odd_1.png")[1]  # counted anew
+    rough = rough_rate(Detector.load("m").false_alarms, len(model.names) + 2, unseen)
+    assert f"roughly {rough:.2g} of good images" in after
+    assert Detector.load("m").fit("parts").dropped_unseen == 0
+
+
+def test_a_list_of_kept_images_warns_that_a_fit_will_not(here, run):
+    code, _, err = run("clean", "parts", "--kept", "kept.csv", "--fraction", 0.25)
+    assert code == 0
+    assert "kept.csv: 3 images dropped that no person rejected" in err
+    run("clean", "parts", "--review", "review", "--fraction", 0.25)
+    rows = lines("review/review.csv")[:3]
+    decide({Path(row["path"]).name: "no" for row in rows})
+    assert run("clean", "--decisions", "review/review.csv", "--kept", "kept.csv")[2] == ""
 
 
 def test_decisions_that_are_wrong(run):
@@ -377,7 +409,14 @@ def test_an_image_that_is_gone_is_told_and_the_rest_goes_on(here, run):
         (["parts", "--review", "parts/review"], "is in a folder of images"),
         (["parts/*.png", "--review", "parts"], "holds other pictures (broken.jpg)"),
         (["parts", "--kept", "k.csv", "--fraction", "2"], "fraction=2"),
-        (["--decisions", "r.csv", "--kept", "k.csv", "--k", "2"], "from its review"),
+        (["--decisions", "r.csv", "--kept", "k.csv", "--k", "2"], "--k: --decisions takes it"),
+        (["--decisions", "r.csv", "--model", "m", "--rounds", "10"], "--rounds: --decisions"),
+        (["--decisions", "r.csv", "--model", "m", "--operator", "x"], "--operator: --decisions"),
+        (["--decisions", "r.csv", "--kept", "k.csv", "--device", "cpu"], "--device: no network"),
+        (["parts", "--kept", "k.csv", "--false-alarms", "0.1"], "goes with --model"),
+        (["parts", "--kept", "k.csv", "--overwrite"], "goes with --review or --model"),
+        (["parts", "--kept", "k.csv", "--drop-good", "few"], "few: a fraction such as 0.01"),
+        (["parts", "--kept", "k.csv", "--budget", "0.1"], "No such option: --budget"),
         (["parts/good_00.png", "--kept", "k.csv"], "would leave 1 of 1"),
         (["parts/broken.jpg", "--kept", "k.csv"], "none of 1 image can be read"),
     ],

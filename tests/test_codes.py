@@ -59,7 +59,7 @@ def test_keys_are_exact_at_the_extremes_of_the_codes():
         expected = [[1280 * 64**2, 1280 * 191**2]] + [[1280 * 191**2, 1280 * 64**2]] * n_queries
         assert start == 0
         np.testing.assert_array_equal(sq_dists, expected[:n_queries])
-        assert not coded.lost.max() > 1e-6
+        assert coded.lost.max() < 0.01  # nothing but what float32 cannot tell
 
 
 def features(n_rows, dim, kind, seed=0):

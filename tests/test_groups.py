@@ -156,8 +156,8 @@ def test_a_group_of_good_members_in_odd_company():
     )
     images = np.concatenate(good)
     assert np.square(images - images[4]).sum(axis=1)[[0, 8]].max() < 4  # members are like others
-    same = bank.compare("same", group([3, 2, 0, 1])).score
-    twice = bank.compare("twice", group([0, 0, 2, 3])).score
+    same = bank.compare(group([3, 2, 0, 1])).score
+    twice = bank.compare(group([0, 0, 2, 3])).score
     calibration = bank.calibration(4)
     assert calibration.p_values(np.array([same]))[0] > 1 / 41
     assert calibration.p_values(np.array([twice]))[0] == pytest.approx(1 / 41)
@@ -180,7 +180,7 @@ def test_false_alarms_of_groups_of_another_size(pooling, sizes):
         names = [str(i) for i in range(9)]
         bank = GroupBank(names, good, pooling=pooling, operator=operator)
         for size, alarms in counts.items():
-            scores = np.array([bank.compare("new", draw_lot(size)).score for _ in range(10)])
+            scores = np.array([bank.compare(draw_lot(size)).score for _ in range(10)])
             alarms.append((scores > bank.calibration(size).threshold(budget)).mean())
             if size == 2:
                 plain.append((scores > bank.calibration(20).threshold(budget)).mean())
@@ -238,6 +238,56 @@ def test_concatenation_needs_groups_of_equal_size():
     assert same.nearest[0].distance == 0
     other = fitted(pooling="concat", seed=1).score({"lot 3": LOTS["lot 3"]})[0]
     assert other.nearest[0].distance == 0
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "concat", "trace"])
+def test_neither_the_name_nor_the_order_of_members_changes_a_score(pooling):
+    detector = fitted(pooling=pooling)
+    new = lot(51, odd=3)
+    a, b, c = detector.score({"a": new, "b": new, "c": new[::-1]})
+    assert (a.score, a.p_value, a.nearest, a.members) == (b.score, b.p_value, b.nearest, b.members)
+    assert (c.score, c.p_value) == (pytest.approx(a.score), a.p_value)
+    assert (a.oddest.name, c.oddest.name) == ("image[3]", "image[1]")
+
+
+def test_the_order_is_drawn_by_seed_and_content():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(6, 3)).astype(np.float32)
+    good = [rng.normal(size=(6, 3)).astype(np.float32) for _ in range(5)]
+    names = list("abcde")
+    banks = [
+        GroupBank(names, good, pooling="concat", operator=make_operator("knn"), seed=seed)
+        for seed in range(60)
+    ]
+    orders = [tuple(bank.order(points)) for bank in banks]
+    assert orders[0] == tuple(banks[0].order(points))
+    assert len(set(orders)) > 40  # of 720
+    assert {order[0] for order in orders} == set(range(6))
+    shuffled = rng.permutation(6)
+    again = points[shuffled]
+    np.testing.assert_array_equal(again[banks[7].order(again)], points[banks[7].order(points)])
+
+
+def test_repeats_count_once_and_copies_give_a_warning(tmp_path, monkeypatch):
+    folder = write_lots(tmp_path / "lots", {name: LOTS[name] for name in list(LOTS)[:6]})
+    monkeypatch.chdir(tmp_path)
+    detector = GroupDetector(BACKBONE).fit(["lots", folder])  # warnings are errors here
+    assert detector.names == tuple(str(Path("lots", f"lot {i}")) for i in range(6))
+    first = folder / "lot 0"
+    lots = {path.name: path for path in sorted(folder.iterdir())}
+    twice = {**lots, "lot 0": [*sorted(first.iterdir()), str(Path("lots", "lot 0", "0.png"))]}
+    assert GroupDetector(BACKBONE).fit(twice).sizes == (5,) * 6
+    part = {**lots, "part": [first / "0.png", first / "1.png"]}  # another group, of shared files
+    assert GroupDetector(BACKBONE).fit(part).names == (*lots, "part")
+    mixed = {**lots, "mixed": [*sorted(first.iterdir()), draw(7)], "x": [], "y": []}
+    detector = GroupDetector(BACKBONE).fit(mixed)
+    assert detector.names == (*lots, "mixed")
+    assert [skipped.name for skipped in detector.skipped] == ["x", "y"]
+    for pooling in ("mean", "trace"):
+        with pytest.warns(
+            ImageWarning, match=r"1 of 13 good groups \(for example lot 3 and copy\)"
+        ):
+            GroupDetector(BACKBONE, pooling=pooling).fit({**LOTS, "copy": LOTS["lot 3"][::-1]})
 
 
 def test_bad_members_and_empty_groups_are_records():
@@ -302,6 +352,12 @@ def test_models_of_images_and_damaged_ones(tmp_path):
     for kind in (Detector, GroupDetector):
         with pytest.raises(ModelError, match="damaged or not written by nnad"):
             kind.load(tmp_path / "none", backbone=BACKBONE)
+
+
+def test_a_callers_fault_is_not_the_models(tmp_path):
+    fitted().save(tmp_path / "m")
+    with pytest.raises(InputError, match=r"^workers=0"):
+        GroupDetector.load(tmp_path / "m", backbone=BACKBONE, workers=0)
 
 
 def test_the_budget_is_in_words_for_groups():
@@ -377,8 +433,8 @@ def test_groups_from_folders_archives_and_lists(tmp_path):
         find_groups(tmp_path / "nothing")
 
 
-def nnad(*arguments) -> subprocess.CompletedProcess:
-    command = [NNAD, "groups", *map(str, arguments)]
+def nnad(*arguments, of: tuple[str, ...] = ("groups",)) -> subprocess.CompletedProcess:
+    command = [NNAD, *of, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -396,10 +452,13 @@ def test_the_command(tmp_path):
             shutil.copy(path, tmp_path / "new" / name)
     (tmp_path / "new" / "whole" / "x.jpg").write_bytes(b"this is not a picture")
     (tmp_path / "new" / "empty").mkdir()
+    (tmp_path / "new" / "whole" / "clip.mp4").write_bytes(b"")
+    (tmp_path / "good" / "tray 3" / "notes.txt").write_bytes(b"")
 
     model, seen = tmp_path / "trays.nnad", ("--geometry", "letterbox", "--flips", "both")
     done = nnad("fit", tmp_path / "good", "--model", model, *seen)
-    assert (done.returncode, done.stderr) == (0, "")
+    passed_over = "nnad: passed over 1 file without an image's extension: 1 {}\n"
+    assert (done.returncode, done.stderr) == (0, passed_over.format(".txt"))
     assert done.stdout.endswith(
         "fitted on 10 good groups of 30 images; at most 0.091 of good groups will be called "
         "anomalies (the smallest budget for 10 groups; 0.01 needs 99)\n"
@@ -423,7 +482,8 @@ def test_the_command(tmp_path):
     assert Path(rows[1]["oddest_member"]).name in first_two
     assert "/good/tray " in rows[1]["nearest"]
     assert [row["members"] for row in rows] == ["0", "3", "4"]
-    lines = done.stderr.splitlines()
+    assert done.stderr.startswith(passed_over.format(".mp4"))
+    lines = done.stderr.splitlines()[1:]
     assert "ANOMALY" in lines[1]
     assert "/new/odd  (" in lines[1]
     assert lines[-1] == "2 groups scored, 1 anomaly at a budget of 0.091; 2 errors"
@@ -431,7 +491,28 @@ def test_the_command(tmp_path):
 
     done = nnad("rank", tmp_path / "new", *seen)
     assert done.returncode == 0
+    assert done.stderr.startswith(passed_over.format(".mp4"))
     assert "/new/odd  (" in done.stdout.splitlines()[1]
     assert done.stdout.endswith(
         "2 groups scored; without good groups there are no p-values; 2 errors\n"
     )
+
+    done = nnad(model, of=("info",))
+    assert (done.returncode, done.stderr) == (0, "")
+    told = {line[:17].strip(): line[17:] for line in done.stdout.splitlines()}
+    assert told["good groups"] == f"10, first {tmp_path / 'good' / 'tray 0'}"
+    assert told["images in each"] == "3 images, 30 in all"
+    assert (told["pooling"], told["transform"]) == ("mean", "root")
+    assert told["backbone"].startswith("efficientnet-lite0, ")
+    assert told["operator"].startswith("local, ")
+    assert told["false alarms"].startswith("at most 0.091 of good groups will be called anomalies")
+    assert told["calibration"] == "leave-one-out, 10 groups"
+    assert told["threshold"].endswith(" for groups of 3 or more; smaller ones have their own")
+    assert told["smallest budget"] == "0.091"
+    listed = nnad(model, "--images", of=("info",)).stdout.splitlines()
+    assert (len(listed), Path(listed[0]).parent.name) == (30, "tray 0")
+    done = nnad(model, of=("log",))
+    assert done.stdout.endswith("  fitted on 10 good groups of 30 images\n")
+    done = nnad(model, tmp_path / "new", of=("add",))
+    assert done.returncode == 2
+    assert f"nnad: {model}: a model of groups; `nnad groups score` and" in done.stderr

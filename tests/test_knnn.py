@@ -14,6 +14,7 @@ from nnad.neighbors import Bank
 from nnad.operators import frames, ordering
 from nnad.operators import knnn as knnn_module
 from nnad.operators import settings as operator_settings
+from nnad.operators.halves import decode_halves, encode_halves
 from nnad.operators.knnn import KNNN
 from nnad.operators.knnn_author import AuthorKNNN, author_order
 from nnad.presets import preset
@@ -194,10 +195,23 @@ def test_half_precision(changes):
 
 def test_every_half_is_decoded():
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    halves = halves[np.isfinite(halves)].reshape(2, 2, -1)
-    picked = np.array([1, 0, 1])
-    decoded = frames.unpacked(halves, picked)
-    np.testing.assert_array_equal(decoded.view(np.uint32), np.float32(halves[picked]).view("u4"))
+    halves = halves[np.isfinite(halves)].reshape(2, -1)
+    decoded = np.empty(halves.shape, dtype=np.float32)
+    decode_halves(halves.view(np.uint16), decoded.view(np.uint32), decoded)
+    np.testing.assert_array_equal(decoded.view(np.uint32), np.float32(halves).view("u4"))
+
+
+def test_halves_are_encoded_to_the_nearest():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    exact = np.float32(halves[np.isfinite(halves)])
+    between = (exact[:-1] + exact[1:]) / 2  # ties
+    values = np.concatenate([exact, between, between * np.float32(1 + 1e-6), [1e-9, 7e4, -1e38]])
+    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16)
+    encoded = np.empty(len(values), dtype=np.uint16)
+    encode_halves(values, values.view(np.uint32), encoded)
+    np.testing.assert_array_equal(encoded.view(np.float16), expected)
 
 
 def test_the_order_of_bank_rows_does_not_matter():
@@ -299,19 +313,22 @@ def test_kernels_equal_numpy(n_members, dim, set_size, scale, kind, seed):
     size, n_sets = layout.shape
     members, unit = np.arange(n_members)[None], scale**2
     n = int(rng.integers(1, size + 1))
-    factors = np.empty((1, size * (size + 1) // 2, n_sets), dtype=np.float32)
+    ridges, n_entries = np.array([0.1, 3]), size * (size + 1) // 2
+    inverse = np.empty((1, 2 * n_entries, n_sets))
     eigen = np.empty((1, n * (1 + size), n_sets))
-    frames.factor_frames(0, 1, features, members, layout, unit, factors)
-    frames.eigen_frames(0, 1, features, members, layout, unit, eigen)
+    frames.build(frames.ridge_frames, features, members, layout, ridges * unit, inverse)
+    frames.build(frames.eigen_frames, features, members, layout, unit, eigen)
     for s in range(n_sets):
         which = layout[layout[:, s] >= 0, s]
         used = len(which)
         cov = np.atleast_2d(np.cov(features[:, which].astype(float), rowvar=False)) / unit
         largest = cov.trace() + 1e-30
-        factor = np.zeros((size, size))
-        factor[np.tril_indices(size)] = factors[0, :, s]
-        factor = factor[:used, :used]
-        np.testing.assert_allclose(factor @ factor.T, cov, atol=5e-7 * largest)
+        for ridge, entries in zip(ridges, inverse[0, :, s].reshape(2, n_entries), strict=True):
+            factor = np.zeros((size, size))
+            factor[np.tril_indices(size)] = entries
+            factor = factor[:used, :used]
+            expected = ridge * np.linalg.inv(cov + ridge * np.eye(used))
+            np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-12)
         e = np.linalg.eigvalsh(cov)
         kept = min(n, used)
         root, vectors = eigen[0, :kept, s], eigen[0, n:, s].reshape(n, size)[:kept, :used]

@@ -112,8 +112,8 @@ class Calibration:
         allowed = min(math.floor(budget * (n + 1) * (1 + _ROUNDING)) - 1, n - 1)  # above it
         return float(good[n - 1 - allowed])
 
-    def check(self, budget: float) -> None:
-        """Raise the errors of `threshold` if this budget cannot be promised."""
+    def check(self, budget: float, noun: str = "good image") -> None:
+        """Raise the errors of `threshold` if this budget cannot be promised; `noun` is counted."""
         if not 0 < budget < 1:
             raise InputError(
                 f"false_alarms={budget:g}: a budget is a fraction between 0 and 1, "
@@ -125,7 +125,7 @@ class Calibration:
         n, product = self.sizes[smallest], self.product_names[smallest]
         needed = math.ceil(1 / budget * (1 - _ROUNDING)) - 1
         raise BudgetError(
-            f"false_alarms={budget:g}: {counted(n, 'good image')} "
+            f"false_alarms={budget:g}: {counted(n, noun)} "
             f"{f'of product {product!r} ' if product else ''}to calibrate with cannot support it; "
             f"the smallest possible budget is {round_up(self.smallest_budget):g}, "
             f"and {budget:g} needs at least {needed}"

@@ -61,7 +61,7 @@ def clean(
     operator: str | Operator = "knn",
     k: int | None = None,
     fraction: float | None = None,
-    budget: float | None = None,
+    drop_good: float | None = None,
     rounds: int = 10,
 ) -> Cleaning:
     """Propose which of unlabelled images to keep.
@@ -71,15 +71,15 @@ def clean(
         operator: what scores them: a name for `make_operator`, or an operator.
         k: its neighbours. By default 3 % of N, 2 to 200, for `knn`; for others their own.
         fraction: drop exactly floor(fraction N) images, of equal scores the first; 0.5 by default.
-        budget: instead of a fraction, the share of good images that may be dropped, see `limit`.
+        drop_good: instead of a fraction, the share of good images that may be dropped, see `limit`.
         rounds: at most so many; 1 is DN2's cleaning.
 
     Raises:
         InputError: an argument is out of range, or fewer than 4 images would be left.
     """
-    if fraction is not None and budget is not None:
-        raise InputError("fraction and budget: give one of them")
-    if budget is None:
+    if fraction is not None and drop_good is not None:
+        raise InputError("fraction and drop_good: give one of them")
+    if drop_good is None:
         fraction = check_amount("fraction", FRACTION if fraction is None else fraction)
         if fraction >= 1:
             raise InputError(f"fraction={fraction:g}; expected less than 1, such as 0.5 for half")
@@ -98,8 +98,8 @@ def clean(
         taken += 1
         scores, nearest, distances = _scored(features, kept, operator)
         before = kept
-        if budget is not None:
-            kept = scores <= limit(scores, budget)
+        if drop_good is not None:
+            kept = scores <= limit(scores, drop_good)
         else:
             kept = np.ones(len(scores), dtype=bool)
             dropped = math.floor((fraction or 0) * len(scores) + 1e-9)
@@ -108,8 +108,8 @@ def clean(
     return Cleaning(scores, kept, nearest, distances, taken)
 
 
-def limit(scores: Scores, budget: float) -> float:
-    """The score (N,) that good images exceed with a probability of `budget`, if they are so:
+def limit(scores: Scores, drop_good: float) -> float:
+    """The score (N,) that good images exceed with a probability of `drop_good`, if:
 
     more than half of the images are good, anomalies score higher than half of the good ones, and
     the logarithms of good scores are normally distributed. Then their mean and spread are read from
@@ -120,23 +120,27 @@ def limit(scores: Scores, budget: float) -> float:
     images; docs/cleaning.md has measurements.
 
     Raises:
-        InputError: the budget is not a fraction between 0 and 0.5.
+        InputError: `drop_good` is not a fraction between 0 and 0.5.
     """
-    if not 0 < check_amount("budget", budget) <= 0.5:
-        raise InputError(f"budget={budget:g}; a share of the good images, such as 0.05 for 5 %")
+    if not 0 < check_amount("drop_good", drop_good) <= 0.5:
+        raise InputError(
+            f"drop_good={drop_good:g}; a share of the good images, such as 0.05 for 5 %"
+        )
     quartile, median = np.quantile(scores, [0.25, 0.5])
     if not 0 < quartile < median:  # so many copies that nothing can be said about the spread
         return math.inf
     spread = math.log(median / quartile) / norm.ppf(0.75)
-    return float(median * math.exp(spread * norm.ppf(1 - budget)))
+    return float(median * math.exp(spread * norm.ppf(1 - drop_good)))
 
 
-def worst_case(budget: float, kept: int, unseen: int) -> float:
-    """At most this share of good images is called anomalies by a model of the kept ones.
+def rough_rate(budget: float, kept: int, unseen: int) -> float:
+    """Roughly this share of good images is called anomalies by a model of the kept ones.
 
-    Dropping cuts the tail off the scores that calibrate. At worst all `unseen` images, dropped
-    without a person's word, are good and score above the threshold, so that of kept + unseen good
-    scores budget (kept + 1) + unseen lie above it. With none unseen this is the budget.
+    Dropping cuts the tail off the scores that calibrate. If all `unseen` images, dropped without a
+    person's word, are good and score above the threshold, then of kept + unseen good scores
+    budget (kept + 1) + unseen lie above it. That is no bound: each kept image voted for itself in
+    the cleaning, and a new one did not, so that the true share can be higher; where few of those
+    dropped are good, it is lower. With none unseen this is the budget.
 
     Args:
         budget: the model's own.

@@ -11,7 +11,7 @@ prove that no other row is nearer (see neighbors.py). Rounding moves image featu
 the distance to their neighbours, which leaves a handful of rows in doubt.
 
 The bank takes 0..127 and queries -64..191: processors that lack instructions for such products add
-two of them in 16 bits, where 2 * 255 * 64 still fits. ONNX Runtime multiplies, on all cores.
+two of them in 16 bits, where 2 * 255 * 64 still fits. ONNX Runtime multiplies, on all free cores.
 """
 
 import os
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.cores import usable_cores
+from nnad.cores import free_cores
 
 LARGEST_DIM = 32_768  # sums of longer vectors could overflow 32 bits
-_BANK_ROWS = 4096  # rows a product
+_BANK_ROWS = 1024  # rows a product; more of them would take more memory in each thread
 _ROUNDED_ROWS = 64  # rows rounded at a time
 _MARGIN = 1e-6  # relative; far above what float64 loses while it measures
 
@@ -42,35 +42,20 @@ class Codes:
     """A bank (N, D) in integers, a quarter of its size in float32."""
 
     def __init__(self, features: NDArray[np.float32]) -> None:
-        self._low = float(features.min())
-        self._step = (float(features.max()) - self._low) / 127 or 1.0
+        self._low = features.min()
+        self._step = np.float32((features.max() - self._low) / 127) or np.float32(1)
         self._lost = 0.0  # the largest e(x)
         self._blocks: list[NDArray[np.int8]] = []  # each (D, n), c - 64
         self._sq_norms: list[NDArray[np.int32]] = []  # each (n,), |c - 64|^2
         for start in range(0, len(features), _BANK_ROWS):
-            rows = features[start : start + _BANK_ROWS]
-            block = np.empty((features.shape[1], len(rows)), dtype=np.int8)
-            sq_norms = np.empty(len(rows), dtype=np.int32)
-            for i in range(0, len(rows), _ROUNDED_ROWS):
-                part = slice(i, i + _ROUNDED_ROWS)
-                centred, lost = self._rounded(rows[part])
-                block[:, part] = centred.T
-                sq_norms[part] = np.square(centred).sum(axis=1)
-                self._lost = max(self._lost, float(lost.max()))
-            self._blocks.append(block)
-            self._sq_norms.append(sq_norms)
+            codes, sq_norms, lost = self._rounded(features[start : start + _BANK_ROWS], np.int8, 0)
+            self._blocks.append(np.ascontiguousarray(codes.T))
+            self._sq_norms.append(sq_norms.astype(np.int32))
+            self._lost = max(self._lost, float(lost.max()))
 
     def encode(self, queries: NDArray[np.float32]) -> CodedQueries:
         """(Q, D) -> their codes; what lies far outside the bank's values loses much."""
-        coded = CodedQueries(
-            np.empty(queries.shape, dtype=np.uint8), np.empty(len(queries)), np.empty(len(queries))
-        )
-        for i in range(0, len(queries), _ROUNDED_ROWS):
-            part = slice(i, i + _ROUNDED_ROWS)
-            centred, coded.lost[part] = self._rounded(queries[part])
-            coded.codes[part] = centred + 128
-            coded.sq_norms[part] = np.square(centred).sum(axis=1)
-        return coded
+        return CodedQueries(*self._rounded(queries, np.uint8, 128))
 
     def keys(self, coded: CodedQueries) -> Iterator[tuple[int, NDArray[np.int32]]]:
         """|c(x)|^2 - 2 c(q).c(x) of all rows, some rows at a time: (first row, (Q, n)).
@@ -79,7 +64,8 @@ class Codes:
         """
         start = 0
         for block, sq_norms in zip(self._blocks, self._sq_norms, strict=True):
-            (keys,) = _product(os.getpid()).run(None, {"queries": coded.codes, "bank": block})
+            session = _product(os.getpid(), free_cores())
+            (keys,) = session.run(None, {"queries": coded.codes, "bank": block})
             keys *= -2
             keys += sq_norms
             yield start, keys
@@ -92,18 +78,35 @@ class Codes:
         return np.maximum(known - (coded.lost[:, None] + self._lost), 0)
 
     def _rounded(
-        self, rows: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """c - 64 (n, D) within -128..127, and at least what each row loses (n,)."""
-        scaled = (rows.astype(np.float64) - self._low) / self._step
-        codes = np.clip(np.rint(scaled), -64, 191)
-        lost = self._step * np.linalg.norm(scaled - codes, axis=1)
-        rounding = 1e-15 * rows.shape[1] * (np.abs(rows).max(axis=1) + abs(self._low))
-        return codes - 64, lost * (1 + _MARGIN) + rounding
+        self, rows: NDArray[np.float32], dtype: Any, zero: int
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
+        """c - 64 + zero (n, D), |c - 64|^2 (n,), and at least what each row loses (n,).
+
+        float32 is exact to u = 2^-24: it moves the value x / step by 2 u |c| and the residual, and
+        so the residual's length by no more than `slack`; a sum of D squares by (D + 2) u of it.
+        """
+        dim, unit = rows.shape[1], 2.0**-24
+        slack = 4 * unit * 255 * np.sqrt(dim)
+        codes = np.empty(rows.shape, dtype=dtype)
+        sq_norms, lost = np.empty(len(rows)), np.empty(len(rows))
+
+        for start in range(0, len(rows), _ROUNDED_ROWS):
+            part = slice(start, start + _ROUNDED_ROWS)
+            with np.errstate(over="ignore"):
+                residual = (rows[part] - self._low) / self._step
+                centred = np.clip(np.rint(residual), -64, 191)
+                residual -= centred
+                length = np.sqrt(np.square(residual).sum(axis=1))
+            lost[part] = float(self._step) * (length * (1 + (dim + 8) * unit) + slack)
+            centred -= 64
+            sq_norms[part] = np.square(centred).sum(axis=1, dtype=np.float64)
+            centred += zero
+            codes[part] = centred
+        return codes, sq_norms, lost
 
 
 @cache
-def _product(process: int) -> Any:  # noqa: ARG001 (threads do not outlive a fork)
+def _product(process: int, threads: int) -> Any:  # noqa: ARG001 (threads do not outlive a fork)
     """A session of one matrix product: (Q, D) uint8 with zero at 128, (D, n) int8 -> (Q, n)."""
     import onnxruntime
     from onnx import TensorProto, helper
@@ -122,7 +125,7 @@ def _product(process: int) -> Any:  # noqa: ARG001 (threads do not outlive a for
         graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="nnad"
     )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False  # nothing is kept between products
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # cores are needed
     options.log_severity_level = 3

@@ -67,7 +67,9 @@ class Detector:
     After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone
     returned them; `calibration`; `false_alarms`, the budget in force; `log`, all changes;
     `skipped`, what could not be read while fitting or adding; `export`, for a network that came
-    from torch, the largest relative difference that its export made to `features` and to `scores`.
+    from torch, the largest relative difference that its export made to `features` and to `scores`;
+    `dropped_unseen`, images that `nnad clean` dropped without a person's word, to be set after
+    `fit` by whoever drops them: the budget does not hold then, see docs/cleaning.md.
 
     Raises:
         InputError: an argument is out of range.
@@ -109,6 +111,7 @@ class Detector:
         self.asked_false_alarms = _checked_budget(false_alarms)
         self.skipped: tuple[Result, ...] = ()
         self.export: dict[str, float] | None = None
+        self.dropped_unseen = 0
         self._scorer: Scorer | None = None
         self._history: History | None = None
 
@@ -215,7 +218,7 @@ class Detector:
         warn_of_twins(names, features, new=len(names))
         # what failed above leaves this detector as it was
         self.backbone, self.transform, self.export = backbone, transform, export
-        self.skipped = skipped
+        self.skipped, self.dropped_unseen = skipped, 0
         self.set_fitted(scorer, History.begin(names, features, by))
         return self
 

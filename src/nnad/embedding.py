@@ -71,8 +71,14 @@ def extracted(
     return track(features, total, shown or "", show=shown is not None)
 
 
-def warn_of_twins(names: Sequence[str], features: NDArray[np.float32], *, new: int) -> None:
-    """Warn if some of the last `new` features (N, D) equal others bit for bit."""
+def warn_of_twins(
+    names: Sequence[str],
+    features: Iterable[NDArray[np.float32]],
+    *,
+    new: int,
+    noun: str = "good image",
+) -> None:
+    """Warn if some of the last `new` of N features (D,) equal others bit for bit."""
     first: dict[bytes, str] = {}
     twins = []
     for i, (name, feature) in enumerate(zip(names, features, strict=True)):
@@ -81,7 +87,7 @@ def warn_of_twins(names: Sequence[str], features: NDArray[np.float32], *, new: i
             twins.append((other, name))
     if twins:
         warnings.warn(
-            f"copies of others: {len(twins)} of {counted(len(names), 'good image')} (for example "
+            f"copies of others: {len(twins)} of {counted(len(names), noun)} (for example "
             f"{' and '.join(twins[0])}): the false-alarm budget may not hold; keep one of each",
             ImageWarning,
             stacklevel=3,

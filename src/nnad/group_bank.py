@@ -9,7 +9,7 @@ members than M count as they are: the safe side for the mean and the trace, whos
 M, but not for the maximum, which grows with it.
 """
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,24 +64,23 @@ class GroupBank:
         self.names, self.points, self.pooling, self.seed = names, points, pooling, seed
         self.fitted: Fitted | None = None
         if operator is not None:
-            pairs = zip(names, points, strict=True)
-            pools = np.stack([self.pooled(name, group) for name, group in pairs])  # (G, P)
+            pools = np.stack([self.pooled(group) for group in points])  # (G, P)
             self.fitted = Fitted(pools, "raw", operator, operator_state=operator_state)
         self.largest = max(map(len, points))
         full = self._left_out_scores() if good_scores is None else good_scores
         self._calibrations = {self.largest: Calibration(full)}
 
-    def pooled(self, name: str, points: Points) -> Points:
-        """(M, D) -> (P,), the pooled feature of a group of that name."""
+    def pooled(self, points: Points) -> Points:
+        """(M, D) -> (P,), the pooled feature of a group."""
         if self.pooling == "concat":
-            points = points[self._order(name, len(points))]
+            points = points[self.order(points)]
         return pooled(points, self.pooling)
 
-    def compare(self, name: str, points: Points) -> Compared:
+    def compare(self, points: Points) -> Compared:
         """Score a new group (M, D); M >= 2 for `trace`."""
         if self.fitted is None:
             return of_spread(points)
-        query = self.pooled(name, points)[None]  # (1, P)
+        query = self.pooled(points)[None]  # (1, P)
         score = float(self.fitted.score(query)[0])
         found = self.fitted.bank.nearest(query, min(EVIDENCE, len(self.names)))
         nearest = tuple(
@@ -91,7 +90,7 @@ class GroupBank:
         if self.pooling == "concat":
             step = query[0].astype(np.float64) - self.fitted.bank.features[found.rows[0, 0]]
             parts = np.empty(len(points))
-            parts[self._order(name, len(points))] = np.square(step.reshape(points.shape)).sum(1)
+            parts[self.order(points)] = np.square(step.reshape(points.shape)).sum(1)
         elif len(points) == 1:
             parts = np.array([score])
         else:
@@ -117,17 +116,21 @@ class GroupBank:
 
     def _cut_score(self, row: int, size: int) -> float:
         points = self.points[row]
-        points = points[self._order(self.names[row], len(points))[:size]]
+        points = points[self.order(points)[:size]]
         if self.fitted is None:
             return trace_of_covariance(points)
         others = np.delete(self.fitted.bank.features, row, axis=0)
         without = Fitted(others, "raw", self.fitted.operator)
         return float(without.score(pooled(points, self.pooling)[None])[0])
 
-    def _order(self, name: str, count: int) -> NDArray[np.int64]:
-        """Members in an order that depends on nothing but the seed and the group's name."""
-        key = zlib.crc32(name.encode("utf-8", "surrogatepass"))
-        return np.random.default_rng([self.seed, key]).permutation(count)
+    def order(self, points: Points) -> NDArray[np.int64]:
+        """(M, D) -> (M,) as if drawn, by nothing but the seed and what the members are.
+
+        Neither names nor the order in which members come change it.
+        """
+        seed = str(self.seed).encode()
+        keys = [hashlib.sha256(seed + point.tobytes()).digest() for point in points]
+        return np.array(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def of_spread(points: Points) -> Compared:

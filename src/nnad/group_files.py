@@ -9,6 +9,7 @@ from nnad.errors import InputError
 from nnad.image_files import EXTENSIONS, find_images, find_in_folder
 from nnad.images import Source
 from nnad.lists import LIST_SUFFIXES, read_list
+from nnad.sources import without_repeats
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Groups: TypeAlias = PathLike | Iterable[PathLike] | Mapping[str, Source | Iterable[Source]]
@@ -51,6 +52,22 @@ def find_groups(groups: Groups, *, only_good: bool = False) -> list[Group]:
     if not found:
         raise InputError("groups: there are none")
     return found
+
+
+def without_repeated(groups: list[Group]) -> list[Group]:
+    """Each file once in a group, and groups of the same files, however spelt, once."""
+    kept = []
+    seen: set[frozenset[str]] = set()
+    for name, members in groups:
+        group = Group(name, without_repeats(members))
+        paths = [source for _, source in group.members if isinstance(source, str | os.PathLike)]
+        files = frozenset(map(os.path.realpath, paths))
+        if files and len(files) == len(group.members):  # pictures in memory have no place
+            if files in seen:
+                continue
+            seen.add(files)
+        kept.append(group)
+    return kept
 
 
 def _in_path(path: str, only_good: bool) -> list[Group]:

@@ -23,11 +23,11 @@ from nnad.backbones import Backbone, Run, check_device, from_settings
 from nnad.calibrate import Calibration
 from nnad.conformal import LEAVE_ONE_OUT
 from nnad.detector import Detector
-from nnad.embedding import extracted
-from nnad.errors import BudgetError, ImageError, ImageWarning, InputError, ModelError, counted
+from nnad.embedding import extracted, warn_of_twins
+from nnad.errors import ImageError, ImageWarning, InputError, ModelError, counted
 from nnad.graph import unknown
 from nnad.group_bank import GroupBank, of_spread
-from nnad.group_files import Group, Groups, find_groups
+from nnad.group_files import Group, Groups, find_groups, without_repeated
 from nnad.group_pooling import POOLINGS
 from nnad.history import History
 from nnad.model_file import Saved, read_model
@@ -119,7 +119,9 @@ class GroupDetector:
         """Learn what good groups look like.
 
         Members that cannot be read are left out, and so are groups without any, for `trace` with
-        only one, for `concat` with another number of them than most; `skipped` tells.
+        only one, for `concat` with another number of them than most; `skipped` tells. A file that
+        is twice in a group counts once, and so do groups of the same files; other copies of groups
+        give a warning.
 
         Args:
             groups: see `find_groups`; at least 4, and more than the operator's k.
@@ -130,7 +132,7 @@ class GroupDetector:
             InputError: nothing to read, or too few groups.
             BudgetError: too few groups for the false-alarm budget that was asked for.
         """
-        found = find_groups(groups, only_good=True)
+        found = without_repeated(find_groups(groups, only_good=True))
         self._check_asked_budget(len(found))
         embedded = list(self._embedded(found, cache, progress))
         size = mode([len(group.members) for group in embedded if group.members] or [0])
@@ -156,6 +158,9 @@ class GroupDetector:
             features,
         )
         fitted.skipped = tuple(skipped)
+        bank = fitted._bank
+        ordered = (points[bank.order(points)] for points in bank.points)
+        warn_of_twins(bank.names, ordered, new=len(bank.names), noun="good group")
         self.__dict__ = fitted.__dict__
         return self
 
@@ -244,9 +249,12 @@ class GroupDetector:
         Raises:
             ModelError: it is missing, damaged, foreign, from a newer nnad or one of single images.
             BackboneError: the backbone is another one, or the device is not there.
+            InputError: the device or `workers` is none.
         """
-        saved = read_model(Path(path))
         check_device(device)
+        if workers is not None:
+            check_count("workers", workers)
+        saved = read_model(Path(path))
         if backbone is not None and device not in ("cpu", backbone.device):
             raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
         try:
@@ -353,7 +361,7 @@ class GroupDetector:
             read = (Member(name) for name in group.members)
             return GroupResult(group.name, members=(*read, *group.unread), error=fault)
         points = self._transformed(np.stack(group.features))  # (M, D)
-        compared = of_spread(points) if budget is None else self._bank.compare(group.name, points)
+        compared = of_spread(points) if budget is None else self._bank.compare(points)
         parts = compared.contributions
         told = [Member(n, float(part)) for n, part in zip(group.members, parts, strict=True)]
         told.sort(key=lambda member: -(member.contribution or 0))
@@ -380,7 +388,4 @@ class GroupDetector:
 
 def _check_budget(count: int, budget: float) -> None:
     """Raise the errors of `Calibration.check`, in words for groups."""
-    try:
-        Calibration(np.empty(count)).check(budget)
-    except BudgetError as error:
-        raise BudgetError(str(error).replace("good image", "good group")) from None
+    Calibration(np.empty(count)).check(budget, "good group")

@@ -12,6 +12,7 @@ queries are batched or the bank is cut.
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from nnad import graph
 from nnad.codes import LARGEST_DIM, Codes
+from nnad.cores import in_parallel, usable_cores
 from nnad.errors import InputError
 from nnad.graph import Neighbors as Neighbors
 from nnad.search_steps import NUMPY, Kernels, exclude_rows, in_order, proposed
@@ -30,7 +32,7 @@ _QUERY_ROWS = 256  # queries a product
 _BANK_ROWS = 65_536  # bank rows a product: 64 MB of float32
 _CODING = threading.Lock()  # two threads need not make the same codes
 _LARGEST = 1e17  # length of a vector; beyond it float32 products could overflow
-_NORM_ROWS = 1024  # bank rows squared in float64 at a time
+_NORM_ROWS = 256  # bank rows squared in float64, or checked, at a time
 
 
 class Bank:
@@ -232,8 +234,10 @@ class Bank:
     ) -> NDArray[np.int64]:
         """Fill in what integers can prove; return which queries they leave open."""
         is_open = np.ones(len(queries), dtype=bool)
-        for start in range(0, len(queries), _QUERY_ROWS):
-            block = slice(start, start + _QUERY_ROWS)
+
+        def search(block: slice) -> None:
+            if self._coding_failed:
+                return
             excluded = None if exclude is None else np.asarray(exclude)[block]
             coded = codes.encode(queries[block])
             keys, candidates = proposed(codes.keys(coded), _proposals(k), excluded, kernels)
@@ -241,20 +245,22 @@ class Bank:
             candidates = np.take_along_axis(candidates, order, 1)
             least = codes.least_distances(coded, np.take_along_axis(keys, order, 1))  # (q, c)
 
-            exact = np.full(candidates.shape, np.inf)
-            first = slice(0, k + _SPARE)
-            exact[:, first] = self._sq_dists(
-                queries[block], candidates[:, first], excluded, kernels
+            first = self._sq_dists(queries[block], candidates[:, :k], excluded, kernels)
+            kth = np.sqrt(first.max(axis=1, keepdims=True))  # no nearest row is farther
+            doubtful = least[:, k:] <= kth
+            width = k + int(doubtful.sum(axis=1).max(initial=0))
+            exact = np.full((len(first), width), np.inf)
+            exact[:, :k] = first
+            owner, column = np.nonzero(doubtful)
+            exact[owner, k + column] = kernels.sq_dists(
+                queries[block], self.features, owner, candidates[owner, k + column]
             )
-            kth = np.sqrt(np.partition(exact[:, first], k - 1, axis=1)[:, k - 1 : k])
-            owner, column = np.nonzero((least <= kth) & np.isinf(exact))
-            doubtful = candidates[owner, column]
-            exact[owner, column] = kernels.sq_dists(queries[block], self.features, owner, doubtful)
-            sq_dists[block], rows[block] = in_order(exact, candidates, k)
+            sq_dists[block], rows[block] = in_order(exact, candidates[:, :width], k)
             is_open[block] = least[:, -1] <= kth[:, 0]  # a row not proposed could be as near
             if is_open[block].mean() > 0.5:  # rounding leaves too little of such features
                 self._codes, self._coding_failed = None, True
-                break
+
+        in_parallel(search, _even_blocks(len(queries)))
         return np.flatnonzero(is_open)
 
     def _nearest_block(
@@ -335,6 +341,15 @@ class Bank:
         return np.asarray(bound + tiny)
 
 
+def _even_blocks(n_queries: int) -> list[slice]:
+    """Blocks of at most `_QUERY_ROWS` queries, as many for each core."""
+    count = -(-n_queries // _QUERY_ROWS)
+    if count > 1:
+        count = -(-count // usable_cores()) * usable_cores()
+    bounds = [n_queries * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]
+
+
 def _proposals(k: int) -> int:
     """Candidates that integers propose for k neighbours."""
     return 4 * k + 32
@@ -351,8 +366,8 @@ def checked_features(
         raise InputError(f"{name}: dtype {array.dtype}; expected real numbers")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    for start in range(0, len(array), _BANK_ROWS):
-        largest = np.abs(array[start : start + _BANK_ROWS]).max(axis=1)
+    for start in range(0, len(array), _NORM_ROWS):
+        largest = np.abs(array[start : start + _NORM_ROWS]).max(axis=1)
         good = largest <= _LARGEST / np.sqrt(array.shape[1])  # false for NaN
         if not good.all():
             row = start + int(np.argmin(good))

@@ -28,6 +28,7 @@ def to_saved(detector: "Detector") -> Saved:
         "transform": detector.transform,
         "operator": {"name": operator_name(operator), "settings": settings(operator)},
         "reason": detector.reason,
+        "dropped_unseen": detector.dropped_unseen,
         "calibration": str(detector.method),
         "products": detector.products,
         "product_names": detector.calibration.product_names,
@@ -55,7 +56,10 @@ def load(
         workers = check_count("workers", workers)
     try:
         if "groups" in saved.settings:
-            raise ModelError(f"{path}: a model of groups; `nnad groups score` opens it")
+            raise ModelError(
+                f"{path}: a model of groups; `nnad groups score` and `nnad info` open it, and only "
+                f"another fit changes it"
+            )
         told = saved.settings["backbone"]
         if backbone is None:
             backbone = from_settings(told, saved.encoders, device)
@@ -72,6 +76,9 @@ def load(
             workers=workers,
         )
         detector.reason = str(saved.settings["reason"])
+        detector.dropped_unseen = check_count(
+            "dropped_unseen", saved.settings["dropped_unseen"], least=0
+        )
         detector.export = saved.settings["export"]
         features = saved.history.features()
         scorer = Scorer(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 _GROUP = 32  # columns of which only the least is looked at first
 _EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
+_PENDING = 8  # blocks whose candidates are sorted out together
 _LARGEST_KEY = 2**30  # above every integer key
 
 
@@ -71,18 +72,28 @@ def proposed(
     kernels: Kernels,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The least keys (q, wanted) of all blocks, and their rows; unordered."""
-    keys, rows = None, np.empty(0, dtype=np.int64)
+    keys: list[NDArray[Any]] = []
+    rows: list[NDArray[np.int64]] = []
     for start, block in blocks:
         exclude_rows(block, start, exclude)
         best = kernels.smallest(block, wanted)
-        block = np.take_along_axis(block, best, 1)
-        best = best + start
-        if keys is not None:
-            block, best = np.hstack([keys, block]), np.hstack([rows, best])
-            least = kernels.smallest(block, wanted)
-            block, best = (np.take_along_axis(each, least, 1) for each in (block, best))
-        keys, rows = block, best
-    return np.asarray(keys), rows
+        keys.append(np.take_along_axis(block, best, 1))
+        rows.append(best + start)
+        if len(keys) == _PENDING:
+            best_keys, best_rows = _least_of(keys, rows, wanted, kernels)
+            keys, rows = [best_keys], [best_rows]
+    return _least_of(keys, rows, wanted, kernels)
+
+
+def _least_of(
+    keys: list[NDArray[Any]], rows: list[NDArray[np.int64]], wanted: int, kernels: Kernels
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The least keys (q, wanted) among those of several blocks, and their rows."""
+    all_keys, all_rows = np.hstack(keys), np.hstack(rows)
+    if len(keys) == 1:
+        return all_keys, all_rows
+    least = kernels.smallest(all_keys, wanted)
+    return np.take_along_axis(all_keys, least, 1), np.take_along_axis(all_rows, least, 1)
 
 
 def exclude_rows(keys: NDArray[Any], start: int, exclude: NDArray[np.intp] | None) -> None:

@@ -1,12 +1,14 @@
 """`nnad clean`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry, Transform
-from nnad.cli.telling import promise, tell_passed_over, tell_unread, visible
+from nnad.cli.options import fraction as fraction_of
+from nnad.cli.telling import not_promised, promise, tell_passed_over, tell_unread, visible
 from nnad.errors import InputError, counted
 
 if TYPE_CHECKING:
@@ -14,9 +16,14 @@ if TYPE_CHECKING:
     from nnad.detector import Detector
 
 _SHOWN = 10  # images told on the terminal
+_OF_REVIEW = (
+    *("fraction", "drop_good", "rounds", "operator", "k"),
+    *("transform", "backbone", "geometry", "flips"),
+)
 
 
 def clean(
+    context: typer.Context,
     folders: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(metavar="DIR...", help="Unlabelled images: folders, .zip, lists, globs."),
@@ -41,9 +48,13 @@ def clean(
         Optional[float],  # noqa: UP045
         typer.Option(help="Drop this fraction of the images; 0.5 by default."),
     ] = None,
-    budget: Annotated[
+    drop_good: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Or drop what stands out, and about this share of the good images."),
+        typer.Option(
+            parser=fraction_of,
+            metavar="FRACTION",
+            help="Or drop what stands out, and about this share of the good images.",
+        ),
     ] = None,
     rounds: Annotated[
         int, typer.Option(help="Score again against what was kept, at most so often; 1 as in DN2.")
@@ -74,11 +85,16 @@ def clean(
         raise typer.BadParameter("name folders of images, or --decisions; one of them")
     if decisions and review:
         raise typer.BadParameter("--review makes a review, --decisions takes one; not both")
-    ranking = (fraction, budget, k, transform, geometry)
-    if decisions and (ranking, backbone, flips) != ((None,) * 5, "efficientnet-lite0", "none"):
-        raise typer.BadParameter("--decisions takes images, network and proposals from its review")
     if not (review or kept or model):
         raise typer.BadParameter("nothing to do: name --review, --kept or --model")
+    if decisions:
+        _refuse(context, _OF_REVIEW, "--decisions takes it from its review")
+    if decisions and not model:
+        _refuse(context, ("device",), "no network runs without --model")
+    if not model:
+        _refuse(context, ("false_alarms",), "goes with --model")
+    if not (review or model):
+        _refuse(context, ("overwrite",), "goes with --review or --model")
     outputs = [review and review / "review.csv", kept, model]
     inputs = [*(folders or ()), *([str(decisions)] if decisions else ())]
     check_outputs([str(path) for path in outputs if path], inputs=inputs)
@@ -103,7 +119,7 @@ def clean(
         tell_passed_over(folders or [])
         detector = _detector(options, device, None)
         images = detector.embed(folders or [], progress=True)
-        rank_by = {"operator": operator, "k": k, "fraction": fraction, "budget": budget}
+        rank_by = {"operator": operator, "k": k, "fraction": fraction, "drop_good": drop_good}
         cleaning = _cleaned(detector, images.features, **rank_by, rounds=rounds)
         tell_unread(list(images.skipped))
         _tell(images.names, cleaning)
@@ -115,17 +131,30 @@ def clean(
     if kept:
         write_list(kept, ["path"], [{"path": relative(name, kept.parent)} for name in names])
         print(f"{visible(str(kept))}: {counted(len(names), 'image')}")
+        if unseen:
+            print(
+                f"nnad: {visible(str(kept))}: {counted(unseen, 'image')} dropped that no person "
+                f"rejected; a model fitted on this list calls more good images anomalies than its "
+                f"budget says, and does not know it (docs/cleaning.md)",
+                file=sys.stderr,
+            )
     if model:
         detector = _detector(options, device, false_alarms).fit(names, progress=True)
         tell_unread(list(detector.skipped))
-        fitted = f"{visible(str(model))}: fitted on {counted(len(detector.names), 'image')}"
-        if unseen:
-            warned = _warning(detector, unseen)
-            detector.reason += f"; {warned}"
-            print(f"{fitted}; {warned}")
-        else:
-            print(f"{fitted}; {promise(detector)}")
+        detector.dropped_unseen = unseen
         detector.save(model, overwrite=overwrite)
+        fitted = f"{visible(str(model))}: fitted on {counted(len(detector.names), 'image')}"
+        print(f"{fitted}; {promise(detector)}")
+        if told := not_promised(detector):
+            print(told)
+
+
+def _refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
+    """A usage error if one of the options was given."""
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{option.replace('_', '-')}: {reason}")
 
 
 def _detector(options: dict[str, Any], device: str, false_alarms: float | None) -> "Detector":
@@ -164,16 +193,3 @@ def _tell(names: list[str], cleaning: "Cleaning") -> None:
             f"{counted(copies, 'image')} with an exact copy among those kept: copies vouch for "
             f"each other; nnad preflight finds them, and near ones"
         )
-
-
-def _warning(detector: "Detector", unseen: int) -> str:
-    """What the budget is worth after a cleaning."""
-    from nnad.calibrate import round_up
-    from nnad.clean import worst_case
-
-    worst = worst_case(detector.false_alarms, len(detector.names), unseen)
-    return (
-        f"cleaned: {counted(unseen, 'image')} dropped that no person rejected, so that more than "
-        f"{round_up(detector.false_alarms):g} of good images, at worst {round_up(worst):g}, may be "
-        f"called anomalies (docs/cleaning.md)"
-    )

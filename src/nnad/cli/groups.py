@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from nnad.cli.options import Backbone, Csv, Device, Flips, Geometry, Json, Model, fraction
-from nnad.cli.telling import promise, tell_unread, visible
+from nnad.cli.telling import promise, tell_passed_over, tell_unread, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def fit(
         k=k,
         false_alarms=false_alarms,
     )
+    tell_passed_over(good)
     detector.fit(good, cache=cache, progress=True)
     detector.save(model, overwrite=overwrite)
     tell_unread(list(detector.skipped))
@@ -150,6 +151,7 @@ def _score(
     with ExitStack() as stack:
         writers = [stack.enter_context(csv_writer(csv, GROUP_COLUMNS))] if csv else []
         writers += [stack.enter_context(json_writer(json))] if json else []
+        tell_passed_over(new)
         results = detector.score(new, false_alarms=false_alarms, progress=True)
         for add in writers:
             for result in results:

@@ -1,14 +1,16 @@
 """`nnad info`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nnad.cli.options import Model
-from nnad.cli.telling import REMOVED, promise, visible
+from nnad.cli.telling import REMOVED, not_promised, promise, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
+    from nnad.backbones import Backbone
     from nnad.calibrate import Calibration
     from nnad.detector import Detector
 
@@ -21,8 +23,13 @@ def info(
     from nnad.calibrate import round_up
     from nnad.detector import Detector
     from nnad.export_check import describe_export
+    from nnad.model_file import read_manifest
     from nnad.operators import describe
 
+    settings = read_manifest(model).get("settings")
+    if isinstance(settings, dict) and "groups" in settings:
+        _info_of_groups(model, str(settings.get("created")), images)
+        return
     detector = Detector.load(model)
     if images:
         for name in detector.names:
@@ -34,12 +41,7 @@ def info(
         ("good images", f"{len(detector.names)}, first {detector.names[0]}"),
         ("last change", f"{last.time} by {last.by}: {last.action}"),
         *([("removed", f"{removed}; {REMOVED}")] if removed else []),
-        (
-            "backbone",
-            f"{backbone.name}, {detector.features.shape[1]} features, "
-            f"fingerprint {backbone.fingerprint[:16]}",
-        ),
-        *backbone.describe(),
+        *_backbone(backbone, detector.features.shape[1]),
         *([("export", describe_export(detector.export))] if detector.export else []),
         ("transform", detector.transform),
         ("operator", describe(detector.operator)),
@@ -47,11 +49,54 @@ def info(
         ("false alarms", promise(detector)),
         ("calibration", f"{detector.method}, {sum(calibration.sizes)} images"),
         ("guarantee", _guarantee(detector)),
+        *([("cleaned", told)] if (told := not_promised(detector)) else []),
         *_thresholds(calibration, detector.false_alarms),
         ("smallest budget", f"{round_up(calibration.smallest_budget):g}"),
     ]
+    _print(rows)
+
+
+def _info_of_groups(model: Path, created: str, images: bool) -> None:
+    from nnad.calibrate import round_up
+    from nnad.groups import GroupDetector
+    from nnad.operators import describe
+
+    detector = GroupDetector.load(model)
+    if images:
+        for name in detector.members:
+            print(visible(name))
+        return
+    calibration = detector.calibration
+    least, most = min(detector.sizes), max(detector.sizes)
+    each = f"{least} to {counted(most, 'image')}" if least < most else counted(most, "image")
+    rows = [
+        ("good groups", f"{len(detector.names)}, first {visible(detector.names[0])}"),
+        ("images in each", f"{each}, {len(detector.members)} in all"),
+        ("fitted", created),
+        *_backbone(detector.backbone, detector.features.shape[1]),
+        ("transform", detector.transform),
+        ("pooling", detector.pooling),
+        ("operator", describe(detector.operator) if detector.operator else "none"),
+        ("false alarms", promise(detector, "group")),
+        ("calibration", f"leave-one-out, {counted(calibration.sizes[0], 'group')}"),
+        (
+            "threshold",
+            f"{calibration.threshold(detector.false_alarms):.6g} for groups of {most} or more; "
+            f"smaller ones have their own",
+        ),
+        ("smallest budget", f"{round_up(calibration.smallest_budget):g}"),
+    ]
+    _print(rows)
+
+
+def _print(rows: list[tuple[str, str]]) -> None:
     for key, value in rows:
         print(f"{key:<16} {value}")
+
+
+def _backbone(backbone: "Backbone", size: int) -> list[tuple[str, str]]:
+    told = f"{backbone.name}, {size} features, fingerprint {backbone.fingerprint[:16]}"
+    return [("backbone", told), *backbone.describe()]
 
 
 def _guarantee(detector: "Detector") -> str:

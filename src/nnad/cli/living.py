@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from nnad.cli.options import Device, Images, Json, Model, fraction
-from nnad.cli.telling import REMOVED, promise, tell_passed_over, tell_unread, visible
+from nnad.cli.telling import REMOVED, not_promised, promise, tell_passed_over, tell_unread, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def log(model: Model, json: Json = None) -> None:
 
     if json is not None:
         check_outputs([json], model)
-    history = read_model(model).history
+    saved = read_model(model)
+    history = saved.history
+    groups = len(saved.settings["groups"]["names"]) if "groups" in saved.settings else None
     with ExitStack() as stack:
         write = stack.enter_context(json_writer(json)) if json else None
         for change in history.changes:
@@ -98,21 +100,26 @@ def log(model: Model, json: Json = None) -> None:
                 del told["runs"]
                 write({**told, "images": _names(history, change)})
             if json != "-":
-                print(_line(history, change))
+                print(_line(history, change, groups))
 
 
 def _tell(model: Path, detector: "Detector") -> None:
     history = detector.history
     print(_line(history, history.changes[-1]))
     print(f"{model}: {counted(len(detector.names), 'good image')}; {promise(detector)}")
+    if told := not_promised(detector):
+        print(told)
 
 
 def _names(history: "History", change: "Change") -> list[str]:
     return [history.stored_names[row] for row in change.rows]
 
 
-def _line(history: "History", change: "Change") -> str:
-    if change.undoes is None:
+def _line(history: "History", change: "Change", groups: int | None = None) -> str:
+    """An entry of the log; `groups` is how many a model of groups was fitted on."""
+    if groups is not None:  # such a model never changes
+        told = f"fitted on {counted(groups, 'good group')} of {counted(len(change.rows), 'image')}"
+    elif change.undoes is None:
         told = _what(history, change)
     else:
         told = f"undid {change.undoes}: {_what(history, history.changes[change.undoes])}"

@@ -34,6 +34,20 @@ def promise(detector: "Detector | GroupDetector", noun: str = "image") -> str:
     return text
 
 
+def not_promised(detector: "Detector") -> str:
+    """What a cleaning leaves of the promise; nothing if a person saw all that was dropped."""
+    from nnad.clean import rough_rate
+
+    if not (unseen := detector.dropped_unseen):
+        return ""
+    rate = rough_rate(detector.false_alarms, len(detector.names), unseen)
+    return (
+        f"that does not hold: cleaning dropped {counted(unseen, 'image')} that no person rejected; "
+        f"expect roughly {rate:.2g} of good images to be called anomalies, perhaps more "
+        f"(docs/cleaning.md)"
+    )
+
+
 def at_budget(budget: float) -> str:
     """By what an image was called an anomaly, for `tell_ranking`."""
     from nnad.calibrate import round_up

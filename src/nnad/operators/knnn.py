@@ -11,7 +11,7 @@ the mean is taken instead of the sum:
     score(q) = mean of (|(q_s - b_n,s) . v|^2 / (e + ridge * vbar))^(p/2)
 
 vbar is the mean variance of a bank feature. With p = 2 and all eigenvectors the sum over j equals
-d' (covariance + ridge * vbar)^-1 d, so that a Cholesky factor takes the eigenvectors' place. As
+d' (covariance + ridge * vbar)^-1 d, so that an inverse Cholesky factor takes their place. As
 ridge -> infinity, p = 2 becomes k-NN: ridge * vbar * score -> mean squared distance / D.
 """
 
@@ -38,7 +38,7 @@ from nnad.operators.compiled_search import COMPILED
 from nnad.operators.frame_cache import FrameCache
 from nnad.operators.pair_sums import pair_parts
 
-_BLOCK_BYTES = 2_000_000  # frames that are unpacked at a time
+_BLOCK_BYTES = 1_000_000  # frames made or copied at a time for queries
 _LOCK = threading.RLock()  # what operators remember is filled by one thread at a time
 
 
@@ -176,9 +176,9 @@ class KNNN:
         self.k_prime_used = min(self.k_prime, len(bank) - 1)
         self._layout = ordering.set_layout(order, self.set_size)  # (L, S)
         size, sets = self._layout.shape
-        self._by_factor = self.p == 2 and self.n_vectors in (None, size)
+        self._by_ridge = self.p == 2 and self.n_vectors in (None, size)
         n = self.n_vectors or size
-        entries = size * (size + 1) // 2 if self._by_factor else n * (1 + size)
+        entries = size * (size + 1) // 2 if self._by_ridge else n * (1 + size)
         self._frame_shape: tuple[int, int] = (entries, int(sets))
         last = len(order) - (sets - 1) * size  # features in the last set
         self._n_terms = (sets - 1) * n + min(n, last)
@@ -187,11 +187,7 @@ class KNNN:
             self._cache = self._empty_cache()
             return self
         if stored is None:
-            stored = np.empty((len(bank), *self._frame_shape), dtype=self.precision)
-            for block in _blocks(len(bank), self._block_frames()):
-                stored[block] = self._build(
-                    self._around(np.arange(len(bank))[block], self.k_prime_used)
-                )
+            stored = self._build(self._around(np.arange(len(bank)), self.k_prime_used))
         if stored.shape != (len(bank), *self._frame_shape) or stored.dtype != self.precision:
             raise InputError(
                 f"state: frames of shape {stored.shape}, {stored.dtype}; expected "
@@ -207,7 +203,10 @@ class KNNN:
     def score_ridges(
         self, queries: NDArray[Any], ridges: Any, found: Neighbors | None = None
     ) -> NDArray[np.float64]:
-        """(Q, D) -> (Q, R): the scores under R ridges, from one set of frames.
+        """(Q, D) -> (Q, R): the scores under R ridges.
+
+        For p = 2 with all eigenvectors frames are made for one ridge: those of other ridges than
+        the operator's own are made anew, for the neighbours that the queries have.
 
         Raises:
             InputError: the queries' shape does not fit, or a ridge is not above 0.
@@ -219,13 +218,12 @@ class KNNN:
         else:
             rows = np.ascontiguousarray(found.rows[:, : self.k_used])
         scores = np.empty((len(queries), len(ridges)))
-        if self.storage == "eager" and self.precision == "float32":  # used where they lie
-            totals, _ = self._totals(queries, rows, rows, self._frames, ridges)
-            return self._reduced(totals)
-        step = min(self._block_frames(), self._cache_frames()) // self.k_used
+        step = min(self._block_frames(len(ridges)), self._cache_frames()) // self.k_used
+        if self.storage == "eager" and self._remembered(ridges):
+            step = len(queries)
         for block in _blocks(len(queries), max(1, step)):
-            local, slots = self._frames_of(rows[block])
-            totals, _ = self._totals(queries[block], rows[block], slots, local, ridges)
+            stored, slots = self._frames_of(rows[block], ridges)
+            totals, _ = self._totals(queries[block], rows[block], slots, stored, ridges)
             scores[block] = self._reduced(totals)
         return scores
 
@@ -249,11 +247,11 @@ class KNNN:
             raise InputError(f"bank: {n_rows} rows; to leave one out takes at least 4")
         scores = np.empty((n_rows, len(ridges)))
         k, k_prime = min(self.k, n_rows - 1), min(self.k_prime, n_rows - 2)
-        for block in _blocks(n_rows, max(1, self._block_frames() // k)):
+        for block in _blocks(n_rows, max(1, self._block_frames(len(ridges)) // k)):
             left_out = np.arange(n_rows)[block]
             rows = self._around(left_out, max(k, k_prime))[:, :k]  # (q, k)
             members = self._around(rows.ravel(), k_prime, absent=np.repeat(left_out, k))
-            found = np.asarray(self._build(members), dtype=np.float32)  # (q k, ., S)
+            found = self._build(members, ridges)  # (q k, ., S)
             slots = np.arange(rows.size).reshape(rows.shape)
             totals, _ = self._totals(self.bank.features[block], rows, slots, found, ridges)
             scores[block] = self._reduced(totals)
@@ -267,8 +265,8 @@ class KNNN:
         """
         queries = self._checked(np.asarray(query)[None])
         rows = self._search(queries, self.k_used)
-        found, slots = self._frames_of(rows)
         ridges = np.array([self.ridge])
+        found, slots = self._frames_of(rows, ridges)
         totals, parts = self._totals(queries, rows, slots, found, ridges, by_set=True)
         score = float(self._reduced(totals)[0, 0])
         sets = tuple(column[column >= 0] for column in self._layout.T)
@@ -308,7 +306,7 @@ class KNNN:
         queries: NDArray[np.float32],
         rows: NDArray[np.int64],
         slots: NDArray[np.int64],
-        found: NDArray[np.float32],
+        found: NDArray[Any],
         ridges: NDArray[np.float64],
         *,
         by_set: bool = False,
@@ -316,11 +314,14 @@ class KNNN:
         """Sums over sets and eigenvectors (Q, k, R), and if asked for their parts (Q, k, S)."""
         totals = np.empty((*rows.shape, len(ridges)))
         parts = np.empty((len(rows) if by_set else 0, rows.shape[1], self._layout.shape[1]))
+        halves = np.empty((0, *found.shape[1:]), dtype=np.uint16)
+        if found.dtype == np.float16:
+            halves, found = found.view(np.uint16), np.empty(halves.shape, dtype=np.float32)
         in_threads(
             pair_parts,
             len(queries),
-            *(queries, self.bank.features, rows, slots, found, self._layout),
-            *(ridges, 0 if self._by_factor else self.p, parts, totals),
+            *(queries, self.bank.features, rows, slots, found, halves, self._layout),
+            *(ridges, 0 if self._by_ridge else self.p, parts, totals),
         )
         return totals, parts
 
@@ -338,29 +339,43 @@ class KNNN:
         """(M,) bank rows -> (M, count) their nearest other rows."""
         return self.bank.neighborhoods(rows, count, absent=absent, kernels=COMPILED)
 
-    def _build(self, members: NDArray[np.int64]) -> NDArray[Any]:
-        """(M, k') neighbourhoods -> (M, ., S) frames in the chosen precision."""
-        kernel = frames.factor_frames if self._by_factor else frames.eigen_frames
-        built = np.empty((len(members), *self._frame_shape), dtype=np.float32)
-        members = np.ascontiguousarray(members)
-        args = (self.bank.features, members, self._layout, self.vbar, built)
-        in_threads(kernel, len(members), *args)
-        return built.astype(self.precision, copy=False)
+    def _build(
+        self, members: NDArray[np.int64], ridges: NDArray[np.float64] | None = None
+    ) -> NDArray[Any]:
+        """(M, k') neighbourhoods -> (M, ., S) frames in the chosen precision.
 
-    def _frames_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(Q, k) bank rows -> float32 frames (M, ., S) and which of them (Q, k) each row has."""
+        If frames depend on the ridge, those of R ridges (by default of its own) come in a row.
+        """
+        entries, sets = self._frame_shape
+        kernel: Any = frames.eigen_frames
+        unit: Any = self.vbar
+        if self._by_ridge:
+            units = self.vbar * (np.array([self.ridge]) if ridges is None else ridges)
+            kernel, unit, entries = frames.ridge_frames, units, entries * len(units)
+        built = np.empty((len(members), entries, sets), dtype=self.precision)
+        frames.build(kernel, self.bank.features, members, self._layout, unit, built)
+        return built
+
+    def _remembered(self, ridges: NDArray[np.float64]) -> bool:
+        """Whether stored or cached frames serve these ridges."""
+        return not self._by_ridge or ridges.tolist() == [self.ridge]
+
+    def _frames_of(
+        self, rows: NDArray[np.int64], ridges: NDArray[np.float64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """(Q, k) bank rows -> frames (M, ., S) and which of them (Q, k) each row has."""
+        if self.storage == "eager" and self._remembered(ridges):
+            return self._frames, rows
         touched, slots = np.unique(rows, return_inverse=True)
         slots = slots.reshape(rows.shape)
-        if self.storage == "eager":
-            return frames.unpacked(self._frames, touched), slots
+        if not self._remembered(ridges):
+            return self._build(self._around(touched, self.k_prime_used), ridges), slots
         with _LOCK:
             places, missing = self._cache.places(touched)
-            for block in _blocks(len(missing), self._block_frames()):
-                new = missing[block]
-                self._cache.frames[places[new]] = self._build(
-                    self._around(touched[new], self.k_prime_used)
-                )
-            return frames.unpacked(self._cache.frames, places), slots
+            self._cache.frames[places[missing]] = self._build(
+                self._around(touched[missing], self.k_prime_used)
+            )
+            return self._cache.frames[places], slots
 
     def _empty_cache(self) -> "FrameCache":
         return FrameCache(len(self.bank), self._frame_shape, self.precision, self._cache_frames())
@@ -373,8 +388,8 @@ class KNNN:
         if hasattr(self, "bank") and self.storage == "lazy":
             self._cache = self._empty_cache()
 
-    def _block_frames(self) -> int:
-        return max(1, _BLOCK_BYTES // (4 * math.prod(self._frame_shape)))
+    def _block_frames(self, n_ridges: int) -> int:
+        return max(1, _BLOCK_BYTES // (4 * n_ridges * math.prod(self._frame_shape)))
 
     def _cache_frames(self) -> int:
         """Frames in the lazy cache; at least those of one query."""

@@ -24,7 +24,6 @@ from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors, checked_features
 from nnad.operators import frames, ordering
 from nnad.operators.arguments import check_count
-from nnad.operators.compiled import in_threads
 from nnad.operators.compiled_search import COMPILED
 from nnad.operators.knnn import Explanation, checked_order
 from nnad.transforms import l2
@@ -170,9 +169,8 @@ class AuthorKNNN:
         """
         size, sets = self._layout.shape
         found = np.empty((rows.size, size * (1 + size), sets))
-        members = np.ascontiguousarray(members).reshape(rows.size, -1)
-        args = (self.bank.features, members, self._layout, 1.0, found)
-        in_threads(frames.eigen_frames, rows.size, *args)
+        members = members.reshape(rows.size, -1)
+        frames.build(frames.eigen_frames, self.bank.features, members, self._layout, 1.0, found)
         sd = found[:, :size]  # (P, L, S), ascending; 0 beyond a short last set
         vectors = found[:, size:].reshape(-1, size, size, sets)  # (P, j, i, S)
 

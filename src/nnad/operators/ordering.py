@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
 
 from nnad.operators.compiled import compiled
 
@@ -15,11 +16,12 @@ def moments(features: NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Mean (D,) and scatter matrix (D, D), the sum of (x - mean)(x - mean)', in float64."""
     blocks = [slice(i, i + _CORR_ROWS) for i in range(0, len(features), _CORR_ROWS)]
     mean = sum(features[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(features)
-    scatter = np.zeros((features.shape[1], features.shape[1]))
+    scatter = np.zeros((features.shape[1], features.shape[1]), order="F")
     for b in blocks:
         centred = features[b] - mean
-        scatter += centred.T @ centred
-    return np.asarray(mean), scatter
+        scatter = dsyrk(1, centred.T, beta=1, c=scatter, lower=True, overwrite_c=True)
+    scatter += np.tril(scatter, -1).T
+    return np.asarray(mean), scatter.T  # equal to itself, and in C order
 
 
 def abs_correlations(scatter: Floats) -> Floats:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad.operators.compiled import compiled
-from nnad.operators.frames import BLOCK
+from nnad.operators.halves import decode_halves
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -12,84 +12,64 @@ Ints = NDArray[np.int64]
 
 @compiled
 def _differences(
-    query: NDArray[np.float32], row: NDArray[np.float32], layout: Ints, out: Floats
+    query: NDArray[np.float32],
+    row: NDArray[np.float32],
+    layout: Ints,
+    plain: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
-    """query - row in the order of `layout`, (D,), (D,) -> (L, S)."""
+    """query - row in the order of `layout`, (D,), (D,) -> (L, S).
+
+    Args:
+        query, row, layout, out: as above.
+        plain: (D + 1,) work space that ends in 0, which is what a feature -1 finds.
+    """
+    for d in range(len(row)):
+        plain[d] = query[d] - row[d]
     size, sets = layout.shape
     for i in range(size):
         for s in range(sets):
-            d = layout[i, s]
-            out[i, s] = np.float64(query[d]) - np.float64(row[d]) if d >= 0 else 0.0
+            out[i, s] = plain[layout[i, s]]
 
 
 @compiled
-def _factor_parts(
-    diff: Floats,
+def _ridge_parts(
+    diff: NDArray[np.float32],
     frame: NDArray[np.float32],
     ridges: Floats,
-    factor: Floats,
-    gram: Floats,
-    work: Floats,
+    rounded: NDArray[np.float32],
     parts: Floats,
 ) -> None:
-    """parts[r, s] = d' (C C' + ridge_r)^-1 d of each set, which is sum_j (v_j.d)^2 / (e_j + ridge).
-
-    Gaussian elimination on [C C' + ridge | d]: with pivots p_j and eliminated d, sum_j d_j^2 / p_j.
+    """parts[r, s] = |W_r d|^2 / ridge_r of each set, which is sum_j (v_j.d)^2 / (e_j + ridge_r).
 
     Args:
         diff: (L, S).
-        frame: (L (L + 1) / 2, S), C.
+        frame: (R L (L + 1) / 2, S), see `ridge_frames`.
         ridges: (R,).
-        factor, gram, work: work spaces of L (L + 1) / 2 rows, `work` of L + 2 more; (., B).
+        rounded: (S,) work space.
         parts: (R, S) result.
     """
     size, sets = diff.shape
-    n_entries, block = gram.shape
-    inverse, ratio = n_entries + size, n_entries + size + 1  # rows of `work`, after d
-    for first in range(0, sets, block):
-        width = min(block, sets - first)
-        for t in range(n_entries):
-            for s in range(width):
-                factor[t, s] = frame[t, first + s]
+    parts[:] = 0
+    t = 0
+    for r in range(len(ridges)):
+        part = parts[r]
         for i in range(size):
+            rounded[:] = 0
             for j in range(i + 1):
-                row, column = i * (i + 1) // 2, j * (j + 1) // 2
-                for s in range(width):
-                    gram[row + j, s] = factor[row, s] * factor[column, s]
-                for m in range(1, j + 1):
-                    for s in range(width):
-                        gram[row + j, s] += factor[row + m, s] * factor[column + m, s]
-        for r in range(len(ridges)):
-            for t in range(n_entries):
-                for s in range(width):
-                    work[t, s] = gram[t, s]
-            for i in range(size):
-                for s in range(width):
-                    work[i * (i + 3) // 2, s] += ridges[r]
-                    work[n_entries + i, s] = diff[i, first + s]
-            for s in range(width):
-                parts[r, first + s] = 0
-            for j in range(size):
-                pivot, dj = j * (j + 3) // 2, n_entries + j
-                for s in range(width):
-                    work[inverse, s] = 1 / work[pivot, s]
-                for s in range(width):
-                    parts[r, first + s] += work[dj, s] * work[dj, s] * work[inverse, s]
-                for i in range(size - 1, j, -1):
-                    below, di = i * (i + 1) // 2 + j, n_entries + i
-                    for s in range(width):
-                        work[ratio, s] = work[below, s] * work[inverse, s]
-                    for s in range(width):
-                        work[di, s] -= work[ratio, s] * work[dj, s]
-                    for m in range(j + 1, i + 1):
-                        entry, other = i * (i + 1) // 2 + m, m * (m + 1) // 2 + j
-                        for s in range(width):
-                            work[entry, s] -= work[ratio, s] * work[other, s]
+                w, d = frame[t], diff[j]
+                for s in range(sets):
+                    rounded[s] += w[s] * d[s]
+                t += 1
+            for s in range(sets):
+                part[s] += np.float64(rounded[s]) * np.float64(rounded[s])
+        for s in range(sets):
+            part[s] /= ridges[r]
 
 
 @compiled
 def _eigen_parts(
-    diff: Floats,
+    diff: NDArray[np.float32],
     frame: NDArray[np.float32],
     ridges: Floats,
     p: int,
@@ -114,7 +94,7 @@ def _eigen_parts(
         for i in range(size):
             vector, d = frame[n + j * size + i], diff[i]
             for s in range(sets):
-                projection[s] += np.float64(vector[s]) * d[s]
+                projection[s] += np.float64(vector[s]) * np.float64(d[s])
         for r in range(len(ridges)):
             part, root = parts[r], frame[j]
             for s in range(sets):
@@ -132,6 +112,7 @@ def pair_parts(
     rows: Ints,
     slots: Ints,
     frames: NDArray[np.float32],
+    halves: NDArray[np.uint16],
     layout: Ints,
     ridges: Floats,
     p: int,
@@ -145,26 +126,30 @@ def pair_parts(
         queries, features: (Q, D), (N, D).
         rows: (Q, K) bank rows, the neighbours.
         slots: (Q, K) which frame belongs to each.
-        frames: (M, n (1 + L), S), or (M, L (L + 1) / 2, S) for p = 0.
+        frames: (M, n (1 + L), S), or (M, R L (L + 1) / 2, S) for p = 0.
+        halves: (M, ., S) the bits of float16 frames; what of the two is not used is empty.
         layout: (L, S).
         ridges: (R,) in units of the frames.
-        p: 1 or 2 with eigenvectors; 0 with Cholesky factors (power 2, all eigenvectors).
+        p: 1 or 2 with eigenvectors; 0 with `ridge_frames` (power 2, all eigenvectors).
         by_set: (Q, K, S) terms under the first ridge, or (0, K, S) if they are not wanted.
         totals: (Q, K, R) the same summed over the sets.
     """
     size, sets = layout.shape
-    n_entries = size * (size + 1) // 2
-    diff = np.zeros((size, sets))
-    block = min(BLOCK, sets)
-    factor, gram = np.zeros((n_entries, block)), np.zeros((n_entries, block))
-    work = np.zeros((n_entries + size + 2, block))
-    projection, parts = np.zeros(sets), np.zeros((len(ridges), sets))
+    diff, plain = np.zeros((size, sets), np.float32), np.zeros(queries.shape[1] + 1, np.float32)
+    rounded, projection = np.zeros(sets, np.float32), np.zeros(sets)
+    parts = np.zeros((len(ridges), sets))
+    decoded = np.empty(halves.shape[1:], np.float32)
+    bits = decoded.view(np.uint32)
     for q in range(start, stop):
         for k in range(rows.shape[1]):
-            _differences(queries[q], features[rows[q, k]], layout, diff)
-            frame = frames[slots[q, k]]
+            _differences(queries[q], features[rows[q, k]], layout, plain, diff)
+            if len(halves):
+                decode_halves(halves[slots[q, k]], bits, decoded)
+                frame = decoded
+            else:
+                frame = frames[slots[q, k]]
             if p == 0:
-                _factor_parts(diff, frame, ridges, factor, gram, work, parts)
+                _ridge_parts(diff, frame, ridges, rounded, parts)
             else:
                 _eigen_parts(diff, frame, ridges, p, projection, parts)
             for r in range(len(ridges)):
