@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -71,12 +71,7 @@ def csv_writer(path: str, columns: Sequence[str] = CSV_COLUMNS) -> Iterator[Any]
 @contextmanager
 def json_writer(path: str) -> Iterator[Any]:
     """Like `csv_writer`, as a JSON array with all neighbours and distances."""
-    with ExitStack() as stack:
-        _refuse_picture_name(path)
-        if path == "-":
-            out: IO[bytes] = sys.stdout.buffer
-        else:
-            out = stack.enter_context(_replacing(path))
+    with _json_file(path) as out:
         separator = b"[\n"
 
         def add(result: Any) -> None:  # a dataclass or a dict
@@ -87,6 +82,19 @@ def json_writer(path: str) -> Iterator[Any]:
 
         yield add
         out.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+
+
+def write_json(path: str, told: Any) -> None:
+    """Write a dataclass as a JSON object; `-` is standard output."""
+    with _json_file(path) as out:
+        out.write(json.dumps(asdict(told), indent=1).encode() + b"\n")
+
+
+@contextmanager
+def _json_file(path: str) -> Iterator[IO[bytes]]:
+    _refuse_picture_name(path)
+    with nullcontext(sys.stdout.buffer) if path == "-" else _replacing(path) as out:
+        yield out
         out.flush()
 
 

@@ -1,7 +1,8 @@
 """The `nnad` command: thin callers of the library, one file a command.
 
-Exit codes: 0 done; 1 something was found: anomalies, only with --fail-on-anomaly, or errors or
-warnings of preflight; 2 wrong use or input; 130 interrupted; 141 nobody reads the output.
+Exit codes: 0 done; 1 something was found: anomalies, only with --fail-on-anomaly, errors or
+warnings of preflight, or a change seen by drift; 2 wrong use or input; 130 interrupted; 141 nobody
+reads the output.
 """
 
 import io
@@ -17,6 +18,7 @@ import typer
 from nnad import __version__
 from nnad.cli.clean import clean
 from nnad.cli.demo import demo
+from nnad.cli.drift import drift
 from nnad.cli.evaluate import evaluate
 from nnad.cli.explain import explain
 from nnad.cli.fit import fit
@@ -45,6 +47,7 @@ for _command in (
     undo,
     log,
     preflight,
+    drift,
     clean,
     info,
     demo,
