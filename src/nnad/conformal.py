@@ -186,8 +186,8 @@ def calibrate(
         main: the model, fitted on `method.bank_rows(features)`.
         models: `fold_models(method, features, ...)`.
         bank_products: the product (B,) of each row of the bank; one by default. An image's
-            category, the product that it is assigned to, is the product of the nearest good image other than itself, for good and new
-            images alike.
+            category, the product that it is assigned to, is that of the nearest good image other
+            than itself, for good and new images alike.
         product_names: of the products 0, 1, ...
 
     Raises:

@@ -12,7 +12,6 @@ from nnad.errors import counted
 if TYPE_CHECKING:
     from nnad.backbones import Backbone
     from nnad.calibrate import Calibration
-    from nnad.detector import Detector
 
 
 def info(

@@ -57,7 +57,9 @@ def grounds(detector: "Detector | GroupDetector") -> tuple[str, str]:
     from nnad.transforms import LEARNT
 
     if isinstance(detector, GroupDetector):
-        return detector.guarantee, ""
+        if detector.operator is None or operator_name(detector.operator) == "knn":
+            return f"proven for groups of up to {counted(min(detector.sizes), 'image')}", ""
+        return "not proven", ""
     operator, name = detector.operator, operator_name(detector.operator)
     usual = [make_operator("knn"), make_operator("auto")]
     of_usual = [(operator_name(each), settings(each)) for each in usual]
