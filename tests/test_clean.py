@@ -285,7 +285,7 @@ def test_the_round_trip(here, run):
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     assert "2 accepted and 2 rejected by a person; 12 kept, 0 dropped as proposed" in out
-    assert "m: fitted on 12 images; at most 0.077 of good images" in out
+    assert "m: fitted on 12 images; false-alarm budget 0.077 of good images" in out
     names = [f"parts/good_{i:02}.png" for i in range(12)]
     model = Detector.load("m")
     assert sorted(model.names) == names

@@ -40,7 +40,7 @@ def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
     model = tmp_path / "m.nnad"
     done = nnad("fit", good_folder, "--model", model)
     assert (done.returncode, done.stderr) == (0, "")  # no progress bar in a pipe
-    assert "fitted on 12 good images; at most 0.077 of good images" in done.stdout
+    assert "12 good images; false-alarm budget 0.077 of good images, measured, not" in done.stdout
 
     done = nnad(
         "score", model, new_folder, "--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"

@@ -17,6 +17,7 @@ from nnad.errors import BudgetError, InputError
 from nnad.fitted import Fitted
 from nnad.operators import make_operator
 from nnad.products import parse_products, products_by_cluster, products_by_folder
+from nnad.scorer import Scorer
 
 NAMES = ("leave-one-out", "split", "cross", "jackknife+")
 
@@ -85,6 +86,11 @@ def test_methods_by_name():
     assert Method.parse("split") == Method("split", share=0.5)
     assert str(Method.parse("split:0.25")) == "split:0.25"
     assert str(Method.parse("cross:10")) == "cross:10"
+    for share in (0.50000001, 1 / 3, 1e-9):
+        assert Method.parse(str(Method("split", share))) == Method("split", share)
+    assert Method("split", 0.50000001).calibrating(100) == 51
+    for percent in range(1, 100):  # 0.07 * 100 is a little above 7
+        assert Method("split", percent / 100).calibrating(100) == percent
     for name in NAMES:
         assert str(Method.parse(name)) == name
     for wrong in ("", "loo", "split:", "split:1", "split:nan", "cross:1", "cross:2.5", "full:3"):
@@ -193,15 +199,26 @@ def test_what_is_proven():
     assert cross.bound(0.05, 5000) == pytest.approx(0.1 + 2 * 0.95 * 4 / 5005)
     assert cross.bound(0.9, 50) == 1
 
-    def told(method, *, proven=False, products=False):
-        return guarantee(method, 0.05, 50, k_nn=proven, products=products)
+    def told(method, **known):
+        return guarantee(method, 0.05, 50, **{"k_nn": False, "measured": False} | known)
 
-    assert told(Method(), proven=True) == "proven for k-NN distances"
-    assert told(Method()).startswith("measured, not proven")
-    assert told(Method(), proven=True, products=True).startswith("measured, not proven")
-    assert told(Method("split"), products=True) == "proven, for every operator and each product"
-    assert told(cross).startswith("proven is at most 0.235 at this budget")
-    assert told(jackknife).startswith("proven is at most 0.1 at")
+    neither = "neither proven nor measured"
+    assert told(Method(), k_nn=True, measured=True) == ("proven for k-NN distances", "")
+    assert told(Method(), measured=True) == ("measured, not proven", "split proves it")
+    assert told(Method()) == (neither, "split proves it")
+    assert told(Method(), k_nn=True, measured=True, products=True)[0] == neither
+    assert told(Method("split")) == ("proven", "")
+    assert (
+        told(Method("split"), products=True)[0] == "proven for the images assigned to each product"
+    )
+    assert told(Method("split"), int8=True)[0] == neither
+    assert told(Method(), k_nn=True, measured=True, int8=True)[0] == neither
+    assert told(cross)[0] == "proven is at most 0.235"
+    assert told(cross, measured=True)[1].startswith("the budget itself is measured, not proven")
+    assert told(jackknife) == (
+        "proven is at most 0.1",
+        f"the budget itself is {neither}; split proves it",
+    )
 
 
 def two_products(n, seed=0):
@@ -225,6 +242,36 @@ def test_each_product_keeps_its_own_budget(name):
     assert np.mean(together(new[which == 1]) <= 0.1) > 0.1
 
 
+def test_overlapping_products_borrow_from_each_other():
+    """The budget holds for the images assigned to a product, not for those that truly show it."""
+    rng, budget, method = np.random.default_rng(1), 0.1, Method("split")
+    assigned, true = ([], []), ([], [])
+
+    def draw(n):  # product 1 varies three times as much as product 0, which lies within it
+        which = rng.integers(2, size=n)
+        points = rng.normal(size=(n, 8)) * np.where(which, 3, 1)[:, None]
+        points[:, 0] += 3 * which
+        return points.astype(np.float32), which
+
+    for _ in range(100):
+        features, which = draw(160)
+        names = [f"{'ab'[product]}/{i}.png" for i, product in enumerate(which)]
+        scorer = Scorer(
+            features, "raw", make_operator("knn"), method=method, products="folders", names=names
+        )
+        new, which = draw(300)
+        scored = scorer.score(new)
+        alarms = scored.p_values <= budget
+        for product in (0, 1):
+            assigned[product].append(alarms[scored.categories == product].mean())
+            true[product].append(alarms[which == product].mean())
+    for rates in assigned:
+        error = np.std(rates, ddof=1) / 10
+        assert 0.7 * budget < np.mean(rates) <= budget + 3 * error
+    assert np.mean(true[0]) < 0.2 * budget
+    assert np.mean(true[1]) > 1.5 * budget
+
+
 def test_products_by_hand():
     calibration = Calibration(
         np.array([1.0, 2.0, 10.0, 20.0, 30.0]), None, np.array([0, 0, 1, 1, 1]), ("a", "b")
@@ -233,6 +280,7 @@ def test_products_by_hand():
     p = calibration.p_values(np.array([1.5, 1.5, 25.0, 25.0]), np.array([0, 1, 0, 1]))
     np.testing.assert_allclose(p, [2 / 3, 1, 1 / 3, 2 / 4])
     assert calibration.smallest_budget == calibration.default_budget() == 1 / 3
+    assert calibration.smallest_p_value == 1 / 4
     assert (calibration.threshold(0.5, 0), calibration.threshold(0.5, 1)) == (2, 20)
     with pytest.raises(BudgetError, match=r"2 good images of product 'a' .* needs at least 3"):
         calibration.check(0.25)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from nnad import BudgetError, CallableBackbone, Detector, InputError
 from nnad.budgets import Stream, within_fdr
+from nnad.cli.score import _streamed as streamed
+from nnad.cli.telling import grounds, promise
 from nnad.conformal import Method
 from nnad.evidence import explain
 from nnad.evidence_sheet import evidence_sheet
@@ -120,6 +122,9 @@ def test_each_product_has_its_budget(folder):
     detector.remove([str(folder / f"good/ring/{i}.png") for i in range(6)])
     assert detector.calibration.sizes == (14, 8)
     assert detector.false_alarms == pytest.approx(1 / 9)
+    told(detector, folder, fdr=0.1)  # the p-values of the other product go down to 1 / 15
+    with pytest.raises(BudgetError, match=r"no p-value is below 0\.0667"):
+        told(detector, folder, fdr=0.06)
     with pytest.raises(BudgetError, match="8 good images of product 'ring' to calibrate with"):
         detector.set_budget(1 / 15)
     with pytest.raises(BudgetError, match="of product 'ring'"):
@@ -162,9 +167,9 @@ def test_info_tells_the_promise(model):
     assert done.returncode == 0, done.stderr
     sizes = Detector.load(model).calibration.sizes
     for text in (
-        "false alarms     at most 0.091",
+        "false alarms     false-alarm budget 0.091 of good images, proven for the images assigned",
         "calibration      split:0.8, 23 images",
-        "guarantee        proven, for every operator and each product",
+        "guarantee        proven for the images assigned to each product\n",
         f"product          disc, {sizes[0]} images, threshold ",
         f"product          ring, {sizes[1]} images, threshold ",
     ):
@@ -172,8 +177,38 @@ def test_info_tells_the_promise(model):
     assert sum(sizes) == 23
 
 
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [
+        ({"operator": "knn"}, "proven for k-NN distances"),
+        ({"operator": "knn", "k": 3, "transform": "l2"}, "proven for k-NN distances"),
+        ({"operator": "knn", "transform": "white"}, "neither proven nor measured"),
+        ({"transform": "root"}, "measured, not proven"),
+        ({"transform": "l2"}, "neither proven nor measured"),
+        ({"transform": "root", "k": 4}, "neither proven nor measured"),
+        ({"operator": "kmeans", "transform": "root"}, "neither proven nor measured"),
+        ({"operator": "kmeans", "calibration": "split"}, "proven"),
+        ({"operator": "knn", "products": "folders"}, "neither proven nor measured"),
+        ({"transform": "root", "calibration": "cross"}, "proven is at most 0.303"),
+        ({"operator": "knn", "calibration": "jackknife+"}, "proven is at most 0.069"),
+    ],
+)
+def test_what_is_known_of_the_budget(arguments, known, folder):
+    detector = Detector(BACKBONE, **arguments).fit(folder / "good")
+    assert grounds(detector)[0] == known
+    assert f"of good images, {known} (the smallest for " in promise(detector)
+
+
+def test_nothing_is_known_of_an_int8_network(folder):
+    backbone = CallableBackbone(patches, size=32)
+    detector = Detector(backbone, operator="knn", calibration="split").fit(folder / "good")
+    assert grounds(detector) == ("proven", "")
+    backbone.details["precision"] = "int8"  # as of its copies
+    assert grounds(detector)[0] == "neither proven nor measured"
+
+
 def test_score_by_fdr(model, folder, tmp_path):
-    done = nnad("score", model, folder / "odd", "--fdr", 0.2, "--json", tmp_path / "r.json")
+    done = nnad("score", model, folder / "odd", "--fdr", "1/5", "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "r.json").read_text())
     expected = Detector.load(model).score(folder / "odd", fdr=0.2)
@@ -217,6 +252,28 @@ def test_score_a_stream(folder, tmp_path):
     assert (done.returncode, "is an input" in done.stderr) == (2, True)
 
 
+def test_an_interrupted_stream_goes_on_and_has_one_writer(folder, tmp_path):
+    disc, ring = sorted((folder / "good/disc").glob("*")), sorted((folder / "good/ring").glob("*"))
+    detector = Detector(BACKBONE, products="folders").fit([*disc, *ring[:8]])
+    assert detector.calibration.sizes == (14, 8)
+    images = [folder / "odd", folder / "new"]
+    whole = Stream(0.35)  # its first level, 0.077, is above 1 / 15 and below 1 / 9
+    expected = [whole.decide(r.p_value) for r in detector.score(images)]
+    assert any(expected)
+    state = tmp_path / "line.json"
+    interrupted = streamed(detector, images, state, 0.35)
+    decided = [next(interrupted).is_anomaly for _ in range(3)]
+    assert Stream.load(state).seen == 3  # told by now, so a kill changes nothing
+    with pytest.raises(InputError, match=r"line\.json: another process is deciding"):
+        next(streamed(detector, images, state, None))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.throw(KeyboardInterrupt)
+    rest = [r.name for r in detector.score(images)][3:]
+    decided += [r.is_anomaly for r in streamed(detector, rest, state, None)]
+    assert decided == expected
+    assert Stream.load(state) == whole
+
+
 @pytest.mark.parametrize("products", [None, "folders"])
 @pytest.mark.parametrize("method", METHODS)
 def test_explanations_agree_with_results(method, products, folder, tmp_path):
@@ -239,5 +296,6 @@ def test_explanations_agree_with_results(method, products, folder, tmp_path):
             assert e.threshold is None
         else:
             assert (e.score > e.threshold) == e.is_anomaly
-            assert e.p_value == (1 + e.good_images - e.higher_than) / (e.good_images + 1)
-    evidence_sheet(explained, detector.calibration.good_scores, str(tmp_path / "s.png"))
+        assert e.p_value == (1 + e.good_images - e.higher_than) / (e.good_images + 1)
+        assert e.product == r.product
+    evidence_sheet(explained, detector.calibration, str(tmp_path / "s.png"))

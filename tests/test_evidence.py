@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nnad import BudgetError, CallableBackbone, Detector, Ensemble, InputError, load_backbone
+from nnad.calibrate import Calibration
 from nnad.evidence import Explanation, NearGood, explain, feature_labels
-from nnad.evidence_sheet import axis_of, evidence_sheet
+from nnad.evidence_sheet import axis_of, evidence_sheet, rank_of
 from nnad.neighbors import Bank
 from nnad.onnx_graph import stage_widths
 from nnad.operators import make_operator
@@ -276,7 +278,7 @@ def test_the_picture_marks_score_and_threshold(tmp_path):
     assert axis_of(good_scores, [inside]) == (1, 4)
     assert axis_of(good_scores, [inside, beyond]) == (1, 7)  # as much again as 1 to 4
     assert axis_of(np.zeros(3), [explanation("a", 9, is_anomaly=True)]) == (0, 8)
-    evidence_sheet([inside, unread, beyond], good_scores, str(tmp_path / "sheet.png"))
+    evidence_sheet([inside, unread, beyond], Calibration(good_scores), str(tmp_path / "sheet.png"))
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size[0] == 840
         sheet = np.asarray(picture)
@@ -300,19 +302,35 @@ def test_the_picture_marks_score_and_threshold(tmp_path):
     assert blue[:, 0].min() > row  # higher scores come first
 
 
+def test_the_picture_shows_the_scores_of_the_product(tmp_path):
+    calibration = Calibration(
+        np.array([1.0, 2.0, 6.0, 7.0]), None, np.array([0, 0, 1, 1]), ("a", "b")
+    )
+    ours = replace(explanation("image[0]", 1.5, is_anomaly=False), product="a")
+    evidence_sheet([ours], calibration, str(tmp_path / "sheet.png"))
+    with Image.open(tmp_path / "sheet.png") as picture:
+        sheet = np.asarray(picture)
+    grey = np.argwhere((sheet[52 + 248 + 18 : 52 + 248 + 62] == 150).all(axis=2))[:, 1]
+    assert len(grey) > 0
+    assert grey.max() < 840 / 2  # the axis goes from 1 to 7, the bars of a to 2
+    assert rank_of(ours) == "higher than 3 of 4 good images of a"
+    assert rank_of(replace(ours, threshold=None)).startswith("by the models of the folds higher")
+
+
 def test_the_picture_is_bounded_and_refuses(tmp_path):
     good_scores = np.array([1.0, 2.0, 3.0, 4.0])
+    calibration = Calibration(good_scores)
     many = [explanation(f"image[{i}]", 5 + i, is_anomaly=True) for i in range(9)]
-    evidence_sheet(many, good_scores, str(tmp_path / "a.jpg"), most=2)
-    evidence_sheet(many[:2], good_scores, str(tmp_path / "b.jpg"))
+    evidence_sheet(many, calibration, str(tmp_path / "a.jpg"), most=2)
+    evidence_sheet(many[:2], calibration, str(tmp_path / "b.jpg"))
     with Image.open(tmp_path / "a.jpg") as a, Image.open(tmp_path / "b.jpg") as b:
         assert a.size == b.size
         assert a.format == "JPEG"
     with pytest.raises(InputError, match="no scored image"):
-        evidence_sheet([Explanation("a", error="a: gone")], good_scores, str(tmp_path / "c.png"))
+        evidence_sheet([Explanation("a", error="a: gone")], calibration, str(tmp_path / "c.png"))
     mine = explanation(str(tmp_path / "a.jpg"), 5, is_anomaly=True)
     with pytest.raises(InputError, match="one of the scored pictures"):
-        evidence_sheet([mine], good_scores, mine.name)
+        evidence_sheet([mine], calibration, mine.name)
 
 
 def nnad(*arguments) -> subprocess.CompletedProcess:

@@ -460,8 +460,8 @@ def test_the_command(tmp_path):
     passed_over = "nnad: passed over 1 file without an image's extension: 1 {}\n"
     assert (done.returncode, done.stderr) == (0, passed_over.format(".txt"))
     assert done.stdout.endswith(
-        "fitted on 10 good groups of 30 images; at most 0.091 of good groups will be called "
-        "anomalies (the smallest budget for 10 groups; 0.01 needs 99)\n"
+        "fitted on 10 good groups of 30 images; false-alarm budget 0.091 of good groups, "
+        "not proven (the smallest for 10 groups; 0.01 needs 99)\n"
     )
     outputs = "--csv", tmp_path / "r.csv", "--json", "-"
     done = nnad("score", model, tmp_path / "new", *outputs, "--fail-on-anomaly")

@@ -329,7 +329,7 @@ def run(*arguments, code=0):
 def test_the_commands(model, new_folder, tmp_path):
     out, _ = run("add", model, new_folder / "good_0.png", "--reason", "fine\x1b[31m", "--by", "ann")
     assert "ann  added 1 good image" in out
-    assert "13 good images; at most 0.0715" in out
+    assert "13 good images; false-alarm budget 0.0715" in out
     assert r'("fine\x1b[31m")' in out  # nothing reaches the terminal
     run("remove", model, "good_03.png")
     run("budget", model, "0.2")

@@ -7,12 +7,15 @@ most so many false alarms in so many images.
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nnad.calibrate import round_up
@@ -198,9 +201,36 @@ class Stream:
         return int((self.fdr / 2 / _ZETA / smallest) ** (1 / _DECAY) * (1 + 1e-9))
 
     def save(self, path: Path) -> None:
-        """Write the state as JSON, in one step."""
-        with replacing(path) as file:
-            file.write(json.dumps(asdict(self)).encode())
+        """Write the state as JSON, in one step.
+
+        Raises:
+            InputError: the disk refuses.
+        """
+        try:
+            with replacing(path) as file:
+                file.write(json.dumps(asdict(self)).encode())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    @staticmethod
+    @contextmanager
+    def locked(path: Path) -> Iterator[None]:
+        """Keep other processes out of a stream's file, from `load` to the last `save`.
+
+        Raises:
+            InputError: another process has it, or its folder cannot be written.
+        """
+        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{path}: another process is deciding on this stream") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @classmethod
     def load(cls, path: Path) -> Self:

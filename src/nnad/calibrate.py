@@ -8,9 +8,11 @@ World", 2005). Where good scores come from, and what each source promises, is in
 
 Two refinements use the same formula. In cross-conformal prediction good images are in folds, each
 with a model that did not see it, and a good score is compared with the new image's score by that
-model. In a model of several products a new image is compared with the good images of its own
-product only (Mondrian conformal prediction, ibid., section 4.5), so that one with ragged images
-neither hides the anomalies of another nor fills its budget.
+model. In a model of several products a new image is compared only with the good images that
+are assigned to the same product, that of the nearest good image (Mondrian conformal prediction,
+ibid., section 4.5), so that one with ragged images neither hides the anomalies of another nor fills
+its budget. The budget holds for the images assigned to each product; products that overlap borrow
+from each other.
 """
 
 import math
@@ -34,7 +36,7 @@ class Calibration:
     Args:
         good_scores: (n,).
         folds: (n,) 0..F-1, which of F models each score is by; one model by default.
-        products: (n,) 0..C-1, the product of each; one product by default.
+        products: (n,) 0..C-1, the product that each is assigned to; one product by default.
         product_names: C names; an empty one says that there is one product.
     """
 
@@ -44,7 +46,7 @@ class Calibration:
     product_names: tuple[str, ...] = ("",)
 
     def of_product(self, product: int) -> NDArray[np.bool_]:
-        """(n,) which good scores are of a product."""
+        """(n,) which good scores are of images assigned to a product."""
         if self.products is None:
             return np.ones(len(self.good_scores), dtype=bool)
         return np.asarray(self.products == product)
@@ -72,24 +74,29 @@ class Calibration:
         """1 / (n + 1) of the smallest product: none of its p-values is smaller."""
         return 1 / (min(self.sizes) + 1)
 
+    @property
+    def smallest_p_value(self) -> float:
+        """1 / (n + 1) of the largest product: no p-value is smaller."""
+        return 1 / (max(self.sizes) + 1)
+
     def p_values(
-        self, scores: NDArray[Any], products: NDArray[Any] | None = None
+        self, scores: NDArray[Any], categories: NDArray[Any] | None = None
     ) -> NDArray[np.float64]:
         """p-values of new images; a small one is rarely seen among good images.
 
         Args:
             scores: (Q,), or (Q, F) by the model of each fold.
-            products: (Q,) of each; the only one by default.
+            categories: (Q,) the product that each is assigned to; the only one by default.
 
         Returns:
             (Q,)
         """
         by_fold = np.asarray(scores, dtype=np.float64).reshape(len(scores), -1)  # (Q, F)
-        if products is None:
-            products = np.zeros(len(by_fold), dtype=np.int64)
+        if categories is None:
+            categories = np.zeros(len(by_fold), dtype=np.int64)
         p_values = np.ones(len(by_fold))
         for product, folds in enumerate(self._sorted):
-            mine = products == product
+            mine = categories == product
             at_least = sum(
                 len(good) - np.searchsorted(good, by_fold[mine, fold], side="left")
                 for fold, good in enumerate(folds)

@@ -20,7 +20,12 @@
   jackknife+", Theorem 4 and its proof). In practice it is close to b.
 - `jackknife+`: cross with a fold for each image: at most 2 b (ibid., Theorem 1).
 
-All of these average over the draw of the good images, too. Which image goes where is decided by
+All of these average over the draw of the good images, too. In a model of several products `split`
+proves it for the images that are assigned to each product, those nearest to its good images, and
+not for the images that truly show it: where products overlap, one borrows good scores from another,
+and the true ones may raise more alarms, or fewer, than the budget. An int8 network, calibrated on a
+sample of all good images (`nnad.int8`), has seen some of those that calibrate p-values; nothing is
+proven with it. Which image goes where is decided by
 hashes of the features (`nnad.crossfit`): balanced, the same in any order of the images, and moved
 by an image that is added or removed as little as can be. A transform that learns is fitted on the
 bank it belongs to.
@@ -84,14 +89,16 @@ class Method:
 
     def __str__(self) -> str:
         if self.name == "split" and self.share != 0.5:
-            return f"split:{self.share:g}"
+            return f"split:{self.share!r}"
         if self.name == "cross" and self.folds != FOLDS:
             return f"cross:{self.folds}"
         return self.name
 
     def calibrating(self, count: int) -> int:
         """How many of so many good images calibrate."""
-        return math.ceil(self.share * count) if self.name == "split" else count
+        if self.name != "split":
+            return count
+        return math.ceil(self.share * count * (1 - 1e-9))  # 0.07 * 100 is a little above 7
 
     def check(self, count: int) -> None:
         """Raise an `InputError` if so many good images are too few or too many for the method."""
@@ -168,7 +175,7 @@ def calibrate(
     features: NDArray[Any],
     main: Fitted,
     models: Sequence[Fitted] = (),
-    products: NDArray[np.int64] | None = None,
+    bank_products: NDArray[np.int64] | None = None,
     product_names: tuple[str, ...] = ("",),
 ) -> Calibration:
     """Score the good images by models that did not see them.
@@ -178,9 +185,9 @@ def calibrate(
         features: (N, D) of the good images, before any transform.
         main: the model, fitted on `method.bank_rows(features)`.
         models: `fold_models(method, features, ...)`.
-        products: the product (B,) of each row of the bank; one product by default. An image's
-            category is the product of the nearest good image other than itself, for good and new
-            images alike.
+        bank_products: the product (B,) of each row of the bank; one by default. An image's
+            category, the product that it is assigned to, is that of the nearest good image other
+            than itself, for good and new images alike.
         product_names: of the products 0, 1, ...
 
     Raises:
@@ -189,8 +196,8 @@ def calibrate(
     categories = None
     if method.name == "leave-one-out":
         scores = main.left_out_scores(features)
-        if products is not None:
-            categories = products[main.bank.others(1).rows[:, 0]]
+        if bank_products is not None:
+            categories = bank_products[main.bank.others(1).rows[:, 0]]
         return _checked(Calibration(scores, None, categories, product_names))
     rows, scored_by = method.bank_rows(features), method.scored_by(features)
     scores = np.empty(len(features))
@@ -198,11 +205,11 @@ def calibrate(
     for i, model in enumerate(models or [main]):
         held = scored_by == i
         scores[held] = model.score(features[held])
-        if products is not None:
+        if bank_products is not None:
             nearest[held] = np.flatnonzero(scored_by[rows] != i)[model.nearest(features[held])]
     calibrates = scored_by >= 0
-    if products is not None:
-        categories = products[nearest[calibrates]]
+    if bank_products is not None:
+        categories = bank_products[nearest[calibrates]]
     folds = scored_by if models else None
     return _checked(Calibration(scores[calibrates], folds, categories, product_names))
 
@@ -217,24 +224,39 @@ def _checked(calibration: Calibration) -> Calibration:
     return calibration
 
 
-def guarantee(method: Method, budget: float, count: int, *, k_nn: bool, products: bool) -> str:
-    """What a model promises about good images from the same source, in one line.
+def guarantee(
+    method: Method,
+    budget: float,
+    count: int,
+    *,
+    k_nn: bool,
+    measured: bool,
+    products: bool = False,
+    int8: bool = False,
+) -> tuple[str, str]:
+    """What is known of the false-alarm budget for good images from the same source.
 
     Args:
-        method: how it was calibrated.
+        method: how the model was calibrated.
         budget: the false-alarm budget.
         count: good images.
         k_nn: whether scores are k-NN distances, by a transform that learns nothing.
-        products: whether it has several products.
+        measured: whether benchmarks/false_alarms.py measures this operator and transform.
+        products: whether the model has several products.
+        int8: whether its network is an int8 copy.
+
+    Returns:
+        In a few words, and what there is to add, or an empty text.
     """
-    measured = "measured, not proven (docs/calibration.md)"
+    neither = "neither proven nor measured"
+    if int8:
+        return neither, "the int8 network has seen images that calibrate; float32 has not"
     if method.name == "split":
-        return f"proven, for every operator{' and each product' if products else ''}"
+        return "proven" + (" for the images assigned to each product" if products else ""), ""
     if products:
-        return f"{measured}; split proves it for each product"
+        return neither, "split proves it for the images assigned to each product"
+    known = "measured, not proven" if measured else neither
     if method.name == "leave-one-out":
-        return "proven for k-NN distances" if k_nn else f"{measured}; split proves it"
-    return (
-        f"proven is at most {method.bound(budget, count):.3g} at this budget; "
-        f"the budget itself is {measured}"
-    )
+        return ("proven for k-NN distances", "") if k_nn else (known, "split proves it")
+    bound = method.bound(budget, count)
+    return f"proven is at most {bound:.3g}", f"the budget itself is {known}; split proves it"

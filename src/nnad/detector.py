@@ -58,8 +58,9 @@ class Detector:
         calibration: where p-values come from, and what is promised: `leave-one-out`, `split`,
             `cross` or `jackknife+`, see `nnad.conformal`; `split:0.25` lets a quarter of the good
             images calibrate, `cross:10` makes 10 folds.
-        products: for good images of several products, each with a calibration of its own:
-            `folders`, named by the folder that holds an image, or the number of k-means clusters.
+        products: for good images of several products: `folders`, named by the folder that holds
+            an image, or the number of k-means clusters. Images are assigned to the product of the
+            nearest good image, and those of each have a calibration of their own.
         precision: `float32`, or `int8`: `fit` first makes an int8 copy of the backbone, calibrated
             on at most 100 of the good images, see `nnad.int8`. A loaded model keeps its copy.
         workers: threads that decode and embed; one a core by default.
@@ -354,7 +355,7 @@ class Detector:
             return list(self.iter_scores(images, false_alarms=false_alarms, progress=progress))
         if false_alarms is not None:
             raise InputError("give false_alarms or fdr, not both")
-        fewest_alarms(1, self.calibration.smallest_budget, fdr)
+        fewest_alarms(1, self.calibration.smallest_p_value, fdr)
         results = list(self.iter_scores(images, progress=progress))
         return decided(results, lambda p_values: within_fdr(p_values, fdr))
 
@@ -447,14 +448,14 @@ class Detector:
         self, features: NDArray[np.float32], budget: float
     ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...], str | None]]:
         """Features (Q, D) -> score, p-value, decision, evidence and product of each."""
-        scores, p_values, found, products = self.scorer.score(features)
+        scores, p_values, found, categories, _ = self.scorer.score(features)
         distances = np.sqrt(found.sq_dists)
         for i in range(len(features)):
             nearest = tuple(
                 Neighbor(self.names[row], float(distance))
                 for row, distance in zip(found.rows[i], distances[i], strict=True)
             )
-            product = self.calibration.product_names[products[i]] or None
+            product = self.calibration.product_names[categories[i]] or None
             is_anomaly = within(float(p_values[i]), budget)
             yield float(scores[i]), float(p_values[i]), is_anomaly, nearest, product
 

@@ -97,14 +97,17 @@ class Explanation:
         threshold: the score above which images are anomalies at that budget; None where each fold
             has its own (`cross`, `jackknife+`).
         higher_than: how many good images that calibrate have a lower score,
-        good_images: of how many; in a model of several products, those of the image's.
-        closest: the good images with the closest scores, closest first.
+        good_images: of how many; in a model of several products, those assigned to the image's. As
+            the p-value counts: where there are folds, a good image's score is compared with that of
+            the image by the same fold's model, while `score` is that of the model of all.
+        closest: the good images with the closest scores in this sense, closest first.
         nearest: the nearest good images, nearest first.
         features: those that added most, largest first; empty when the operator or a score of 0
             does not say, and `note` tells why.
         features_for_half: how many features, the largest ones, make half of the score.
         sets: with k-NNN the sets of features that added most, largest first.
         note: why there are no features, or None.
+        product: in a model of several products, the one it is assigned to.
 
     With an error all else is None, 0 or empty.
     """
@@ -124,6 +127,7 @@ class Explanation:
     features_for_half: int | None = None
     sets: tuple[SetShare, ...] = ()
     note: str | None = None
+    product: str | None = None
     error: str | None = None
 
 
@@ -188,10 +192,11 @@ def _explanation(
     operator, calibration = scorer.operator, scorer.calibration
     scored = scorer.score(feature[None])
     query = scorer.transformed(feature[None])[0]  # (D,)
-    score, product = float(scored.scores[0]), int(scored.products[0])
+    score, product = float(scored.scores[0]), int(scored.categories[0])
     peers = calibration.of_product(product)
     good_scores, rows = calibration.good_scores[peers], scorer.calibrating[peers]  # (n,)
-    closest = np.argsort(np.abs(good_scores - score), kind="stable")[:_CLOSEST]
+    own = scored.by_fold[0, 0 if calibration.folds is None else calibration.folds[peers]]  # (n,)
+    closest = np.argsort(np.abs(good_scores - own), kind="stable")[:_CLOSEST]
     has_threshold = calibration.folds is None
     shares, note = None, None
     try:
@@ -208,7 +213,7 @@ def _explanation(
         budget=budget,
         smallest_budget=1 / (len(good_scores) + 1),
         threshold=calibration.threshold(budget, product) if has_threshold else None,
-        higher_than=int((good_scores < score).sum()),
+        higher_than=int((good_scores < own).sum()),
         good_images=len(good_scores),
         closest=tuple(ScoredGood(names[rows[i]], float(good_scores[i])) for i in closest),
         nearest=_nearest(scorer, names, scored.nearest),
@@ -216,6 +221,7 @@ def _explanation(
         features_for_half=None if shares is None else _for_half(shares),
         sets=_sets(operator, query) if score else (),
         note=note,
+        product=calibration.product_names[product] or None,
     )
 
 

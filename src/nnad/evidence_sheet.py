@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from nnad.errors import InputError
+from nnad.calibrate import Calibration
+from nnad.errors import InputError, counted
 from nnad.evidence import Explanation
 from nnad.report import CAPTION, FONT, GREEN, INK, MARGIN, RED, SIDE, draw_captioned, save_picture
 
@@ -27,21 +28,21 @@ _TOP = len(_LEGEND) * _LINE + 2 * MARGIN
 
 def evidence_sheet(
     explanations: Sequence[Explanation],
-    good_scores: NDArray[np.float64],
+    calibration: Calibration,
     path: str,
     *,
     most: int = 24,
 ) -> None:
     """Save a picture with a row for each image, the highest scores first.
 
-    A row shows the image and its 3 nearest good images, with their distances; below them the good
-    images' leave-one-out scores as bars, the threshold and the image's score. The axis is the same
-    in all rows. It reaches beyond the good scores and the threshold by as much again, on either
-    side; a score further out is drawn at the edge, as an arrow.
+    A row shows the image and its 3 nearest good images, with their distances; below them the
+    scores of the good images of its product as bars, the threshold and the image's score. The axis
+    is the same in all rows. It reaches beyond the good scores and the threshold by as much again,
+    on either side; a score further out is drawn at the edge, as an arrow.
 
     Args:
         explanations: of one detector under one budget; those of errors are left out.
-        good_scores: (N,) leave-one-out scores, the detector's `calibration.good_scores`.
+        calibration: the detector's.
         path: where to; its extension chooses the format (`.png`, `.jpg`, ...).
         most: how many rows at the most.
 
@@ -52,7 +53,7 @@ def evidence_sheet(
     shown = sorted(scored, key=lambda e: -_score(e))[:most]
     if not shown:
         raise InputError("evidence: no scored image to show")
-    axis = axis_of(good_scores, shown)
+    axis = axis_of(calibration.good_scores, shown)
     sheet = Image.new("RGB", (_WIDTH, _TOP + len(shown) * _ROW), "white")
     for i, line in enumerate(_LEGEND):
         corner = (MARGIN, MARGIN // 2 + i * _LINE)
@@ -60,6 +61,8 @@ def evidence_sheet(
     for i, explanation in enumerate(shown):
         top = _TOP + i * _ROW
         _draw_row(sheet, top, explanation)
+        product = calibration.product_names.index(explanation.product or "")
+        good_scores = calibration.good_scores[calibration.of_product(product)]
         _draw_strip(sheet, top + SIDE + CAPTION + MARGIN, explanation, good_scores, axis)
     save_picture(sheet, path, [e.name for e in explanations])
 
@@ -74,6 +77,15 @@ def axis_of(
     room = (high - low) or abs(high) or 1.0
     scores = [_score(e) for e in explanations]
     return max(min(low, *scores), low - room), min(max(high, *scores), high + room)
+
+
+def rank_of(explanation: Explanation) -> str:
+    """How many good images score lower, in words."""
+    e = explanation
+    by = "by the models of the folds " if e.threshold is None else ""
+    of_product = f" of {e.product}" if e.product else ""
+    good = counted(e.good_images, "good image")
+    return f"{by}higher than {e.higher_than} of {good}{of_product}"
 
 
 def _score(explanation: Explanation) -> float:
@@ -140,7 +152,7 @@ def _draw_strip(
         back = 14 if score < low else -14
         draw.line((at + 4 * back, middle, at, middle), fill=colour, width=3)
         draw.polygon([(at, middle), (at + back, middle - 7), (at + back, middle + 7)], colour)
-    told = f"score {score:.4g}, higher than {explanation.higher_than} of {explanation.good_images}"
+    told = f"score {score:.4g}, {rank_of(explanation)}"
     _write(draw, told, at, y, colour)
 
 

@@ -56,6 +56,12 @@ def quantized(backbone: Backbone, images: Iterable[Image.Image]) -> Backbone:
     return Ensemble(copies) if len(members) > 1 else copies[0]
 
 
+def is_int8(backbone: Backbone) -> bool:
+    """Whether a backbone, or a member of an ensemble, is such a copy."""
+    members = backbone.members if isinstance(backbone, Ensemble) else (backbone,)
+    return any(member.details.get("precision") == "int8" for member in members)
+
+
 def _quantized(backbone: Backbone, inputs: list[NDArray[np.uint8]]) -> Backbone:
     try:
         network = _quantize(backbone.onnx, inputs)

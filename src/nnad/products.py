@@ -30,7 +30,7 @@ def parse_products(products: str | int | None) -> str | int | None:
 
 
 def bank_products(
-    products: str | int,
+    asked_products: str | int,
     names: Sequence[str],
     rows: NDArray[np.int64],
     features: NDArray[np.float32],
@@ -38,7 +38,7 @@ def bank_products(
     """The product (B,) of each row of a bank, and the products' names.
 
     Args:
-        products: `folders`, or the number of clusters.
+        asked_products: `folders`, or the number of clusters.
         names: (N,) of all good images.
         rows: (B,) which of them are in the bank.
         features: (B, D) of the bank.
@@ -46,8 +46,8 @@ def bank_products(
     Raises:
         InputError: see the two functions below.
     """
-    if isinstance(products, int):
-        return products_by_cluster(features, products)
+    if isinstance(asked_products, int):
+        return products_by_cluster(features, asked_products)
     of_images, product_names = products_by_folder(names)
     return of_images[rows], product_names
 

@@ -27,7 +27,8 @@ class Result:
             p-value of p or less.
         is_anomaly: whether the p-value is within the false-alarm budget.
         nearest: the nearest good images, nearest first: the reason for the decision.
-        product: in a model of several products, that of the nearest good image.
+        product: in a model of several products the one it is assigned to, that of the nearest good
+            image.
         error: why the image could not be read, or None; with an error all else is None or empty.
 
     A score can be compared with those of the same model only; a p-value with any.

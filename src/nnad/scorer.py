@@ -35,7 +35,8 @@ class Scored(NamedTuple):
     scores: NDArray[np.float64]  # (Q,)
     p_values: NDArray[np.float64]  # (Q,)
     nearest: Neighbors  # (Q, 3 or more) rows of good images, distances of transformed features
-    products: NDArray[np.int64]  # (Q,) places in the calibration's `product_names`
+    categories: NDArray[np.int64]  # (Q,) assigned products, places in `product_names`
+    by_fold: NDArray[np.float64]  # (Q, F) what p-values count by: scores by each fold's model
 
 
 class Scorer:
@@ -140,12 +141,13 @@ class Scorer:
         scores = self.operator.score(queries, found)
         by_fold = np.stack([fold.score(features) for fold in self._folds] or [scores], axis=1)
         nearest = found.rows[:, 0]
-        products = np.zeros_like(nearest) if self.products is None else self.products[nearest]
+        categories = np.zeros_like(nearest) if self.products is None else self.products[nearest]
         return Scored(
             scores,
-            self.calibration.p_values(by_fold, products),
+            self.calibration.p_values(by_fold, categories),
             Neighbors(found.sq_dists[:, :told], self.rows[found.rows[:, :told]]),
-            products,
+            categories,
+            by_fold,
         )
 
     def _calibrate(self, features: NDArray[np.float32], names: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def explain(
     if len(unread) == len(explained):
         raise typer.Exit(2)
     if picture:
-        evidence_sheet(explained, detector.calibration.good_scores, picture)
+        evidence_sheet(explained, detector.calibration, picture)
         print(f"{picture}: written", file=out)
 
 
@@ -78,11 +78,12 @@ def _budgets(e: "Explanation") -> str:
 
 
 def _scores(e: "Explanation") -> list[str]:
+    from nnad.evidence_sheet import rank_of
+
     closest = ", ".join(f"{_short(good.name)} {good.score:.4g}" for good in e.closest)
     threshold = "" if e.threshold is None else f", threshold {e.threshold:.4g}"
     return [
-        f"score {e.score:.4g}{threshold}: "
-        f"higher than {e.higher_than} of {counted(e.good_images, 'good image')}",
+        f"score {e.score:.4g}{threshold}: {visible(rank_of(e))}",
         f"closest scores: {closest}",
     ]
 

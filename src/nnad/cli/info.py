@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnad.cli.options import Model
-from nnad.cli.telling import REMOVED, not_promised, promise, visible
+from nnad.cli.telling import REMOVED, grounds, not_promised, promise, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
     from nnad.backbones import Backbone
     from nnad.calibrate import Calibration
-    from nnad.detector import Detector
 
 
 def info(
@@ -48,7 +47,7 @@ def info(
         ("chosen", detector.reason),
         ("false alarms", promise(detector)),
         ("calibration", f"{detector.method}, {sum(calibration.sizes)} images"),
-        ("guarantee", _guarantee(detector)),
+        ("guarantee", "; ".join(filter(None, grounds(detector)))),
         *([("cleaned", told)] if (told := not_promised(detector)) else []),
         *_thresholds(calibration, detector.false_alarms),
         ("smallest budget", f"{round_up(calibration.smallest_budget):g}"),
@@ -97,20 +96,6 @@ def _print(rows: list[tuple[str, str]]) -> None:
 def _backbone(backbone: "Backbone", size: int) -> list[tuple[str, str]]:
     told = f"{backbone.name}, {size} features, fingerprint {backbone.fingerprint[:16]}"
     return [("backbone", told), *backbone.describe()]
-
-
-def _guarantee(detector: "Detector") -> str:
-    from nnad.conformal import guarantee
-    from nnad.operators import operator_name
-    from nnad.transforms import LEARNT
-
-    return guarantee(
-        detector.method,
-        detector.false_alarms,
-        len(detector.names),
-        k_nn=operator_name(detector.operator) == "knn" and detector.transform not in LEARNT,
-        products=detector.products is not None,
-    )
 
 
 def _thresholds(calibration: "Calibration", budget: float) -> list[tuple[str, str]]:

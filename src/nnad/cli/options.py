@@ -25,6 +25,14 @@ FalseAlarms = Annotated[
         help="The fraction of good images that may be called anomalies: 0.01, or 2/1000.",
     ),
 ]
+Fdr = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        parser=fraction,
+        metavar="FRACTION",
+        help="Decide on all images together: the fraction of alarms that is false, as 0.1 or 1/10.",
+    ),
+]
 Backbone = Annotated[
     str,
     typer.Option(help="The network: a name, onnx:FILE, torchvision:NAME, timm:NAME, or A+B."),

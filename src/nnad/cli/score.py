@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from nnad.cli.options import Csv, Device, FalseAlarms, Images, Json, Model
+from nnad.cli.options import Csv, Device, FalseAlarms, Fdr, Images, Json, Model
 from nnad.cli.telling import at_budget, tell_passed_over, tell_ranking, visible
 from nnad.errors import counted
 
@@ -27,10 +27,7 @@ def score(
         typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg)."),
     ] = None,
     false_alarms: FalseAlarms = None,
-    fdr: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Decide on all images together: the fraction of alarms that is false."),
-    ] = None,
+    fdr: Fdr = None,
     stream: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Decide on one after the other by --fdr; the file keeps the state."),
@@ -98,24 +95,25 @@ def _written(scored: Iterator["Result"], csv: str | None, json: str | None) -> l
 def _streamed(
     detector: "Detector", images: Any, file: Path, fdr: float | None
 ) -> Iterator["Result"]:
-    """Results decided by the stream's rule; its state is saved after the last one."""
+    """Results decided by the stream's rule; its state is saved before each of them is told."""
     from dataclasses import replace
 
     from nnad.budgets import Stream
 
-    smallest = detector.calibration.smallest_budget
-    if file.exists():
-        stream = Stream.load(file)
-        if fdr not in (None, stream.fdr):
-            raise typer.BadParameter(f"--fdr: the stream in {file} has {stream.fdr:g}")
-    else:
-        stream = Stream() if fdr is None else Stream(fdr)
-        stream.check(smallest)
-    for result in detector.iter_scores(images, progress=True):
-        if result.p_value is not None:
-            result = replace(result, is_anomaly=stream.decide(result.p_value))
-        yield result
-    stream.save(file)
+    smallest = detector.calibration.smallest_p_value
+    with Stream.locked(file):
+        if file.exists():
+            stream = Stream.load(file)
+            if fdr not in (None, stream.fdr):
+                raise typer.BadParameter(f"--fdr: the stream in {file} has {stream.fdr:g}")
+        else:
+            stream = Stream() if fdr is None else Stream(fdr)
+            stream.check(smallest)
+        for result in detector.iter_scores(images, progress=True):
+            if result.p_value is not None:
+                result = replace(result, is_anomaly=stream.decide(result.p_value))
+                stream.save(file)
+            yield result
     if stream.silent(smallest):
         print(
             f"nnad: {visible(str(file))}: images without an alarm have lowered the level to "
@@ -128,7 +126,7 @@ def _streamed(
 def _tell_fewest(detector: "Detector", results: list["Result"], fdr: float) -> None:
     from nnad.budgets import fewest_alarms
 
-    smallest = detector.calibration.smallest_budget
+    smallest = detector.calibration.smallest_p_value
     read = sum(r.error is None for r in results)
     fewest = fewest_alarms(read, smallest, fdr)
     if fewest > 1:

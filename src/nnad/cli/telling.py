@@ -19,15 +19,15 @@ _SHOWN = 20  # ranked images told on the terminal
 
 
 def promise(detector: "Detector | GroupDetector", noun: str = "image") -> str:
-    """The false-alarm budget in words; the noun is what it counts."""
+    """The false-alarm budget and what is known of it, in one line; the noun is what it counts."""
     from nnad.calibrate import DEFAULT_FALSE_ALARMS, round_up
 
     budget = detector.false_alarms
-    text = f"at most {round_up(budget):g} of good {noun}s will be called anomalies"
+    text = f"false-alarm budget {round_up(budget):g} of good {noun}s, {grounds(detector)[0]}"
     calibration = detector.calibration
     if budget == calibration.smallest_budget:
         needed = round(1 / DEFAULT_FALSE_ALARMS) - 1
-        text += f" (the smallest budget for {counted(min(calibration.sizes), noun)}"
+        text += f" (the smallest for {counted(min(calibration.sizes), noun)}"
         if min(calibration.sizes) < len(detector.names):
             text += " to calibrate with"
         text += f"; {DEFAULT_FALSE_ALARMS:g} needs {needed})"
@@ -45,6 +45,32 @@ def not_promised(detector: "Detector") -> str:
         f"that does not hold: cleaning dropped {counted(unseen, 'image')} that no person rejected; "
         f"expect roughly {rate:.2g} of good images to be called anomalies, perhaps more "
         f"(docs/cleaning.md)"
+    )
+
+
+def grounds(detector: "Detector | GroupDetector") -> tuple[str, str]:
+    """What is known of the false-alarm budget in a few words, and what there is to add."""
+    from nnad.conformal import guarantee
+    from nnad.groups import GroupDetector
+    from nnad.int8 import is_int8
+    from nnad.operators import make_operator, operator_name, settings
+    from nnad.transforms import LEARNT
+
+    if isinstance(detector, GroupDetector):
+        if detector.operator is None or operator_name(detector.operator) == "knn":
+            return f"proven for groups of up to {counted(min(detector.sizes), 'image')}", ""
+        return "not proven", ""
+    operator, name = detector.operator, operator_name(detector.operator)
+    usual = [make_operator("knn"), make_operator("auto")]
+    of_usual = [(operator_name(each), settings(each)) for each in usual]
+    return guarantee(
+        detector.method,
+        detector.false_alarms,
+        len(detector.names),
+        k_nn=name == "knn" and detector.transform not in LEARNT,
+        measured=detector.transform == "root" and (name, settings(operator)) in of_usual,
+        products=detector.products is not None,
+        int8=is_int8(detector.backbone),
     )
 
 
