@@ -225,7 +225,7 @@ def judge(
     at_least = drift_tests.exceedances(parts)  # (m + 1,) P(K >= k)
     flagged = int(sum(within(p_value, budget) for p_value in scored.p_values))
     median = np.array([np.median(alike) for alike in known])[products]  # (m,)
-    of_bank = np.zeros_like(scorer.rows) if scorer.bank_products is None else scorer.bank_products
+    of_bank = np.zeros_like(scorer.rows) if scorer.products is None else scorer.products
     transformed = fit_transform(usual_transform(good), good)
     near, share, usual = drift_tests.neighbor_test(
         transformed(good[scorer.rows]), transformed(new), np.append(of_bank, products), rng
