@@ -172,7 +172,7 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, model, good_fol
 
 def test_what_is_printed_can_be_typed_back(model, new_folder):
     told = nnad("info", model).stdout
-    budget = re.search(r"at most (\S+) of good", told)[1]
+    budget = re.search(r"false-alarm budget (\S+) of good", told)[1]
     smallest = re.search(r"^smallest budget +(\S+)", told, flags=re.MULTILINE)[1]
     for typed in (budget, smallest):
         assert nnad("score", model, new_folder, "--false-alarms", typed).returncode == 0
