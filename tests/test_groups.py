@@ -505,7 +505,7 @@ def test_the_command(tmp_path):
     assert (told["pooling"], told["transform"]) == ("mean", "root")
     assert told["backbone"].startswith("efficientnet-lite0, ")
     assert told["operator"].startswith("local, ")
-    assert told["false alarms"].startswith("at most 0.091 of good groups will be called anomalies")
+    assert told["false alarms"].startswith("false-alarm budget 0.091 of good groups")
     assert told["calibration"] == "leave-one-out, 10 groups"
     assert told["threshold"].endswith(" for groups of 3 or more; smaller ones have their own")
     assert told["smallest budget"] == "0.091"
