@@ -248,6 +248,8 @@ def test_score_a_stream(folder, tmp_path):
         "score", model, images[-1], images[-2], "--stream", tmp_path / "quiet.json", "--fdr", 0.17
     )
     assert "no further image can be an anomaly" in done.stderr
+    gate = "--stream", tmp_path / "quiet.json", "--fail-on-anomaly"
+    assert nnad("score", model, images[0], *gate).returncode == 2  # nothing was watched
     done = nnad("score", model, images[0], "--stream", images[0])
     assert (done.returncode, "is an input" in done.stderr) == (2, True)
 

@@ -191,10 +191,10 @@ def test_false_alarms_of_groups_of_another_size(pooling, sizes):
     assert np.mean(plain) > 2 * budget
 
 
-def test_a_large_group_and_max_pooling_is_warned_about():
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_group_larger_than_the_good_ones_is_warned_about(pooling):
     with pytest.warns(ImageWarning, match="large: 9 images, more than any good group has"):
-        fitted(pooling="max").score({"large": lot(50, size=9)})
-    fitted(pooling="mean").score({"large": lot(50, size=9)})
+        fitted(pooling=pooling).score({"large": lot(50, size=9)})
 
 
 def test_one_member():

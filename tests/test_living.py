@@ -340,9 +340,9 @@ def test_the_commands(model, new_folder, tmp_path):
     _, err = run("budget", model, "much", code=2)
     assert "a fraction such as 0.01" in err
     out, _ = run("undo", model)
-    assert "undid 3: budget 0.2 instead of default" in out
+    assert "took back 3 (budget 0.2 instead of default)" in out
     out, _ = run("undo", model)
-    assert "undid 2: removed 1 good image" in out
+    assert "took back 2 (removed 1 good image: " in out
     run("log", model, "--json", tmp_path / "log.json")
     told = json.loads((tmp_path / "log.json").read_text())
     assert [t["action"] for t in told] == ["fit", "add", "remove", "budget", "undo", "undo"]

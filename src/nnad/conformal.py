@@ -219,7 +219,8 @@ def _checked(calibration: Calibration) -> Calibration:
         empty = calibration.product_names[calibration.sizes.index(0)]
         raise InputError(
             f"products: no good image calibrates {empty!r}: it has too few images, or they look "
-            f"like those of another product; give more, or leave the product out"
+            f"like those of another product; give more, or leave the product out (a product has "
+            f"the name of its images' folder: new ones of a known product belong in one so named)"
         )
     return calibration
 

@@ -368,10 +368,15 @@ class GroupDetector:
         members = (*told, *group.unread)
         if budget is None:
             return GroupResult(group.name, compared.score, members=members)
-        if self.pooling == "max" and len(points) > max(self.sizes):
+        if len(points) > max(self.sizes):
+            effect = (
+                "the maximum grows with their number, so the false-alarm budget may not hold"
+                if self.pooling == "max"
+                else "so many differ less by chance, and even odd groups may pass as good; fit on "
+                "groups as large"
+            )
             warnings.warn(
-                f"{group.name}: {len(points)} images, more than any good group has; the maximum "
-                f"grows with their number, so the false-alarm budget may not hold",
+                f"{group.name}: {len(points)} images, more than any good group has; {effect}",
                 ImageWarning,
                 stacklevel=3,
             )

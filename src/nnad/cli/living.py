@@ -122,7 +122,7 @@ def _line(history: "History", change: "Change", groups: int | None = None) -> st
     elif change.undoes is None:
         told = _what(history, change)
     else:
-        told = f"undid {change.undoes}: {_what(history, history.changes[change.undoes])}"
+        told = f"took back {change.undoes} ({_what(history, history.changes[change.undoes])})"
     why = f' ("{change.reason}")' if change.reason else ""
     return visible(f"{change.number:>3}  {change.time}  {change.by}  {told}{why}")
 

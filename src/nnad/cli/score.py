@@ -73,6 +73,8 @@ def score(
     unread = sum(r.error is not None for r in results)
     if fail_on_anomaly and any(r.is_anomaly for r in results):
         raise typer.Exit(1)
+    if stream and fail_on_anomaly and _is_silent(stream, detector):
+        raise typer.Exit(2)
     if unread == len(results) or (fail_on_anomaly and unread):
         raise typer.Exit(2)
 
@@ -123,6 +125,12 @@ def _streamed(
         )
 
 
+def _is_silent(file: Path, detector: "Detector") -> bool:
+    from nnad.budgets import Stream
+
+    return Stream.load(file).silent(detector.calibration.smallest_p_value)
+
+
 def _tell_fewest(detector: "Detector", results: list["Result"], fdr: float) -> None:
     from nnad.budgets import fewest_alarms
 
@@ -132,6 +140,6 @@ def _tell_fewest(detector: "Detector", results: list["Result"], fdr: float) -> N
     if fewest > 1:
         print(
             f"nnad: with p-values of at least {smallest:.2g}, a batch of {counted(read, 'image')} "
-            f"has {fewest} anomalies or more, or none; more good images would find fewer",
+            f"has {fewest} anomalies or more, or none; with more good images fewer are enough",
             file=sys.stderr,
         )
