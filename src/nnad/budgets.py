@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from nnad.calibrate import round_up
+from nnad.calibrate import images_needed, round_up, within
 from nnad.errors import BudgetError, InputError, counted
 from nnad.files import replacing
 
@@ -65,17 +65,12 @@ def fewest_alarms(images: int, smallest: float, fdr: float) -> int:
         BudgetError: the smallest p-value is above fdr, so that it can never find any.
     """
     _check_fdr(fdr)
-    if smallest > fdr * (1 + 1e-9):
+    if not within(smallest, fdr):
         raise BudgetError(
             f"fdr={fdr:g}: no p-value is below {round_up(smallest):g}, so that no batch could have "
-            f"an anomaly; at least {_good_images(fdr)} good images to calibrate with are needed"
+            f"an anomaly; at least {images_needed(fdr)} good images to calibrate with are needed"
         )
     return max(1, math.ceil(images * smallest / fdr * (1 - 1e-9)))
-
-
-def _good_images(p_value: float) -> int:
-    """Good images with which a p-value can be as small as this."""
-    return math.ceil(1 / p_value * (1 - 1e-9)) - 1
 
 
 def _check_fdr(fdr: float) -> None:
@@ -108,10 +103,10 @@ def alarms_budget(alarms: int, images: int, good: int, *, confidence: float | No
         raise InputError(f"alarms={alarms!r}, images={images!r}: expected 0 < alarms < images")
     if confidence is None:
         budget = alarms / images
-        if budget * (good + 1) * (1 + 1e-9) < 1:
+        if not within(1 / (good + 1), budget):
             raise BudgetError(
                 f"{counted(alarms, 'alarm')} in {images} images is a budget of {budget:g}, which "
-                f"needs at least {_good_images(budget)} good images, not {good}"
+                f"needs at least {images_needed(budget)} good images, not {good}"
             )
         return budget
     if not 0 < confidence < 1:
@@ -174,7 +169,7 @@ class Stream:
 
     def decide(self, p_value: float) -> bool:
         """Take the next image's p-value; whether it is an anomaly."""
-        is_anomaly = p_value <= self.level * (1 + 1e-9)
+        is_anomaly = within(p_value, self.level)
         self.seen += 1
         if is_anomaly:
             self.alarms.append(self.seen)
@@ -182,14 +177,14 @@ class Stream:
 
     def silent(self, smallest: float) -> bool:
         """Whether no image can be an anomaly any more, if no p-value is smaller."""
-        return smallest > self.level * (1 + 1e-9)
+        return not within(smallest, self.level)
 
     def check(self, smallest: float) -> None:
         """Raise a `BudgetError` if the stream is silent from the start."""
         if self.silent(smallest):
             raise BudgetError(
-                f"fdr={self.fdr:g}: a stream needs at least {_good_images(self.level)} good images "
-                f"to calibrate with, and many more if anomalies are rare (docs/calibration.md)"
+                f"fdr={self.fdr:g}: a stream needs at least {images_needed(self.level)} good "
+                f"images to calibrate with, and many more if anomalies are rare (docs/calibration.md)"
             )
 
     def patience(self, smallest: float) -> int:

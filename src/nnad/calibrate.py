@@ -130,7 +130,7 @@ class Calibration:
             return
         smallest = int(np.argmin(self.sizes))
         n, product = self.sizes[smallest], self.product_names[smallest]
-        needed = math.ceil(1 / budget * (1 - _ROUNDING)) - 1
+        needed = images_needed(budget)
         raise BudgetError(
             f"false_alarms={budget:g}: {counted(n, noun)} "
             f"{f'of product {product!r} ' if product else ''}to calibrate with cannot support it; "
@@ -141,6 +141,11 @@ class Calibration:
     def default_budget(self) -> float:
         """1 %, or the smallest budget that n images support if that is larger."""
         return max(DEFAULT_FALSE_ALARMS, self.smallest_budget)
+
+
+def images_needed(p_value: float) -> int:
+    """Good images with which a p-value can be as small as this."""
+    return math.ceil(1 / p_value * (1 - _ROUNDING)) - 1
 
 
 def within(p_value: float, budget: float) -> bool:

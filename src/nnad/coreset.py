@@ -15,14 +15,13 @@ choice does not depend on the order of sums, and equals that of the plain loop.
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from nnad.cores import usable_cores
+from nnad.cores import in_parallel, usable_cores
 from nnad.errors import InputError
 from nnad.neighbors import checked_features
 from nnad.patch_features import random_projection
@@ -74,10 +73,10 @@ def coreset(
     patches = checked_features(patches, "patches")
     if not 1 <= n_rows <= len(patches):
         raise InputError(f"n_rows={n_rows}: there are {len(patches)} patches to choose from")
-    with threadpool_limits(1), ThreadPoolExecutor(usable_cores()) as pool:
+    with threadpool_limits(1):
         if projection is not None and projection < patches.shape[1]:
             patches = patches @ random_projection(patches.shape[1], projection, seed)
-        search = _Search(_whole_numbers(patches), n_rows, pool)
+        search = _Search(_whole_numbers(patches), n_rows)
         chosen = np.empty(n_rows, dtype=np.int64)
         farthest = int(search.sq_norms.argmin())  # they are centred: nearest to the mean
         for n in track(range(n_rows), n_rows, "coreset", show=progress, unit="patches"):
@@ -152,8 +151,8 @@ class _Search:
         near: (A, D) vectors, (A,) their squared norms, (A,) their bounds.
     """
 
-    def __init__(self, vectors: Vectors, n_centres: int, pool: ThreadPoolExecutor) -> None:
-        self.vectors, self.pool = vectors, pool
+    def __init__(self, vectors: Vectors, n_centres: int) -> None:
+        self.vectors = vectors
         self.sq_norms = np.square(vectors).sum(axis=1)
         self.centres = np.empty((n_centres, vectors.shape[1]), np.float32)
         self.offsets = np.empty(n_centres, np.float32)
@@ -189,7 +188,7 @@ class _Search:
             self.tau = largest * np.float32(_SHRINK) if np.isfinite(largest) else np.float32(np.inf)
             rows = np.flatnonzero(self.bounds >= self.tau)
             parts = [rows[i : i + _PATCHES] for i in range(0, len(rows), _PATCHES)]
-            list(self.pool.map(self._measure, parts))
+            in_parallel(self._measure, parts)
             above = rows[self.bounds[rows] >= self.tau]
         self._activate(above)
 

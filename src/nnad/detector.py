@@ -216,7 +216,7 @@ class Detector:
         export = None
         if first:
             export = check_export(backbone, first, lambda new: scorer.score(new).scores)
-        warn_of_twins(names, features, new=len(names))
+        warn_of_twins(names, features)
         # what failed above leaves this detector as it was
         self.backbone, self.transform, self.export = backbone, transform, export
         self.skipped, self.dropped_unseen = skipped, 0
@@ -268,7 +268,7 @@ class Detector:
             why = refused[0].error if refused else "these images are all in the model already"
             raise InputError(f"nothing to add: {why}")
         history = self.history.add(names, features, reason, by)
-        warn_of_twins(history.names, history.features(), new=len(names))
+        warn_of_twins(names, features, total=len(history.names))
         self._change(history, self.asked_false_alarms)
         self.skipped = skipped
         return self.log[-1]

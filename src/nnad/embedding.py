@@ -75,19 +75,19 @@ def warn_of_twins(
     names: Sequence[str],
     features: Iterable[NDArray[np.float32]],
     *,
-    new: int,
+    total: int | None = None,
     noun: str = "good image",
 ) -> None:
-    """Warn if some of the last `new` of N features (D,) equal others bit for bit."""
+    """Warn if some of N features (D,) equal others bit for bit; of `total`, N by default."""
     first: dict[bytes, str] = {}
     twins = []
-    for i, (name, feature) in enumerate(zip(names, features, strict=True)):
+    for name, feature in zip(names, features, strict=True):
         other = first.setdefault(feature.tobytes(), name)
-        if other != name and i >= len(names) - new:
+        if other != name:
             twins.append((other, name))
     if twins:
         warnings.warn(
-            f"copies of others: {len(twins)} of {counted(len(names), noun)} (for example "
+            f"copies of others: {len(twins)} of {counted(total or len(names), noun)} (for example "
             f"{' and '.join(twins[0])}): the false-alarm budget may not hold; keep one of each",
             ImageWarning,
             stacklevel=3,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnad import __version__
-from nnad.backbones import Backbone, Run, check_device, from_settings
+from nnad.backbones import Backbone, Run
 from nnad.calibrate import Calibration
 from nnad.conformal import LEAVE_ONE_OUT
 from nnad.detector import Detector
@@ -35,6 +35,7 @@ from nnad.model_writing import write_model
 from nnad.operators import Operator, make_operator, operator_name, settings
 from nnad.operators.arguments import check_choice, check_count
 from nnad.results import GroupResult, Member, Result
+from nnad.saving import check_opening, opened_backbone
 from nnad.scorer import Known
 from nnad.transforms import fit_transform, usual_transform
 
@@ -160,7 +161,7 @@ class GroupDetector:
         fitted.skipped = tuple(skipped)
         bank = fitted._bank
         ordered = (points[bank.order(points)] for points in bank.points)
-        warn_of_twins(bank.names, ordered, new=len(bank.names), noun="good group")
+        warn_of_twins(bank.names, ordered, noun="good group")
         self.__dict__ = fitted.__dict__
         return self
 
@@ -251,20 +252,13 @@ class GroupDetector:
             BackboneError: the backbone is another one, or the device is not there.
             InputError: the device or `workers` is none.
         """
-        check_device(device)
-        if workers is not None:
-            check_count("workers", workers)
+        check_opening(backbone, device, workers)
         saved = read_model(Path(path))
-        if backbone is not None and device not in ("cpu", backbone.device):
-            raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
         try:
             if "groups" not in saved.settings:
                 raise ModelError(f"{path}: a model of single images; `nnad score` opens it")
-            told, groups = saved.settings["backbone"], saved.settings["groups"]
-            if backbone is None:
-                backbone = from_settings(told, saved.encoders, device)
-            else:
-                backbone.check_same(told)
+            groups = saved.settings["groups"]
+            backbone = opened_backbone(saved, backbone, device)
             operator = saved.settings["operator"]
             detector = cls(
                 backbone,

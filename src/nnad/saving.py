@@ -44,27 +44,37 @@ def to_saved(detector: "Detector") -> Saved:
     return Saved(told, detector.backbone.networks, detector.history, known)
 
 
+def check_opening(backbone: Backbone | None, device: str, workers: int | None) -> None:
+    """Raise an `InputError` or a `BackboneError` if the arguments of a `load` are wrong."""
+    check_device(device)
+    if backbone is not None and device not in ("cpu", backbone.device):
+        raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
+    if workers is not None:
+        check_count("workers", workers)
+
+
+def opened_backbone(saved: Saved, backbone: Backbone | None, device: str) -> Backbone:
+    """The model's own backbone, or the one given if it is the same."""
+    told = saved.settings["backbone"]
+    if backbone is None:
+        return from_settings(told, saved.encoders, device)
+    backbone.check_same(told)
+    return backbone
+
+
 def load(
     kind: type[D], path: Path, backbone: Backbone | None, device: str, workers: int | None
 ) -> D:
     """See `Detector.load`."""
     saved = read_model(path)
-    check_device(device)
-    if backbone is not None and device not in ("cpu", backbone.device):
-        raise InputError(f"device={device!r}: the backbone given runs on {backbone.device}")
-    if workers is not None:
-        workers = check_count("workers", workers)
+    check_opening(backbone, device, workers)
     try:
         if "groups" in saved.settings:
             raise ModelError(
                 f"{path}: a model of groups; `nnad groups score` and `nnad info` open it, and only "
                 f"another fit changes it"
             )
-        told = saved.settings["backbone"]
-        if backbone is None:
-            backbone = from_settings(told, saved.encoders, device)
-        else:
-            backbone.check_same(told)
+        backbone = opened_backbone(saved, backbone, device)
         operator = saved.settings["operator"]
         detector = kind(
             backbone,
