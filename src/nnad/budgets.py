@@ -184,7 +184,8 @@ class Stream:
         if self.silent(smallest):
             raise BudgetError(
                 f"fdr={self.fdr:g}: a stream needs at least {images_needed(self.level)} good "
-                f"images to calibrate with, and many more if anomalies are rare (docs/calibration.md)"
+                f"images to calibrate with, and many more if anomalies are rare "
+                f"(docs/calibration.md)"
             )
 
     def patience(self, smallest: float) -> int:
