@@ -107,7 +107,7 @@ def edit_manifest(model, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=99), "written in schema 99, this nnad reads schema 3"),
+        (lambda m: m.update(schema=99), "written in schema 99, this nnad reads schema 4"),
         (lambda m: m.update(format="other"), "not the manifest of an nnad model"),
         (lambda m: m["content"].update(encoder=["../../secret"]), "the manifest names"),
         (lambda m: m["content"].update(bank=[]), "damaged or not written by nnad"),

@@ -39,10 +39,11 @@ def in_parallel(function: Callable[[_Part], None], parts: Iterable[_Part]) -> No
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 (threads do not outlive a fork)
-    return ThreadPoolExecutor(usable_cores(), initializer=_mark_thread)
+    return ThreadPoolExecutor(usable_cores(), initializer=one_of_many)
 
 
-def _mark_thread() -> None:
+def one_of_many() -> None:
+    """Tell that this thread is one of as many as there are cores, for `free_cores`."""
     _THREAD.is_one_of_many = True
 
 

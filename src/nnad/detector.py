@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -13,20 +12,24 @@ from numpy.typing import NDArray
 from nnad import saving
 from nnad.backbones import Backbone, Run, load_backbone
 from nnad.budgets import fewest_alarms, within_fdr
-from nnad.calibrate import Calibration, within
+from nnad.calibrate import Calibration
+from nnad.combined import MODES, Combined
 from nnad.conformal import Method
-from nnad.embedding import Embedded, embed, extracted, warn_of_twins
+from nnad.embedding import embed, warn_of_twins
 from nnad.errors import ImageError, InputError
 from nnad.export_check import check_export
-from nnad.history import Change, History
+from nnad.history import History
 from nnad.images import Source
 from nnad.int8 import PRECISIONS, quantized
+from nnad.learnt import Learnt, check_budget, checked_budget
+from nnad.located import Located, Patches
 from nnad.model_writing import write_model
 from nnad.operators import Operator, make_operator, operator_name
-from nnad.operators.arguments import check_amount, check_count
+from nnad.operators.arguments import check_choice, check_count
 from nnad.products import parse_products
-from nnad.results import Neighbor, Result, decided
+from nnad.results import Result, decided
 from nnad.scorer import Scorer
+from nnad.scoring import Seen, look, results
 from nnad.sources import (
     calibration_sample,
     keeping_first,
@@ -40,10 +43,9 @@ AUTO_REASON = (
     "auto: the distance to the local shape of the good images, the same at every number of images; "
     "no rule that chose by good images alone did better (docs/auto.md)"
 )
-_CHUNK = 64  # images searched at a time; those of an iterator one by one, as it may be a camera
 
 
-class Detector:
+class Detector(Learnt):
     """Finds images unlike the good ones it was shown. Nothing is trained.
 
     Args:
@@ -63,6 +65,9 @@ class Detector:
             nearest good image, and those of each have a calibration of their own.
         precision: `float32`, or `int8`: `fit` first makes an int8 copy of the backbone, calibrated
             on at most 100 of the good images, see `nnad.int8`. A loaded model keeps its copy.
+        mode: what is scored: the `image` as a whole, its `patch`es, or `both`, see
+            `nnad.combined`; features are there in all modes, for the nearest good images.
+        patches: how patches are looked at; by default those of the whole frame at 320 pixels.
         workers: threads that decode and embed; one a core by default.
 
     After `fit` (also after `load`): `names`, the good images; `features` (N, D), as the backbone
@@ -88,6 +93,8 @@ class Detector:
         calibration: str = "leave-one-out",
         products: str | int | None = None,
         precision: str = "float32",
+        mode: str = "image",
+        patches: Patches | None = None,
         workers: int | None = None,
     ) -> None:
         if precision not in PRECISIONS:
@@ -102,14 +109,23 @@ class Detector:
             raise InputError("k: goes with the name of an operator; this operator has its own")
         if workers is not None:
             workers = check_count("workers", workers)
+        self.mode = check_choice("mode", mode, MODES)
+        self.method = Method.parse(calibration)
+        if mode == "image" and patches is not None:
+            raise InputError("patches: go with mode='patch' or 'both'")
+        if mode != "image" and self.method.has_folds:
+            raise InputError(f"calibration={calibration!r}: with patches, leave-one-out or split")
         self.backbone = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
         self._float_backbone = self.backbone if precision == "int8" else None
         self.transform = self._asked_transform = transform
         self.operator = copy.copy(operator)  # fitting one detector must not change another
         self.workers = workers
-        self.method = Method.parse(calibration)
+        self.patches: Patches | None = None
+        if mode != "image":
+            network = self.backbone if isinstance(backbone, Backbone) else backbone
+            self.patches = (patches or Patches()).with_backbone_of(network)
         self.products = parse_products(products)
-        self.asked_false_alarms = _checked_budget(false_alarms)
+        self.asked_false_alarms = checked_budget(false_alarms)
         self.skipped: tuple[Result, ...] = ()
         self.export: dict[str, float] | None = None
         self.dropped_unseen = 0
@@ -120,45 +136,6 @@ class Detector:
         fitted = f"{len(self.names)} good images" if self._history else "not fitted"
         chosen = f"transform={self.transform!r}, operator={operator_name(self.operator)!r}"
         return f"Detector({self.backbone.name!r}, {chosen}): {fitted}"
-
-    @property
-    def false_alarms(self) -> float:
-        """The false-alarm budget in force."""
-        return self.asked_false_alarms or self.calibration.default_budget()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """(N,) the good images."""
-        return self.history.names
-
-    @property
-    def features(self) -> NDArray[np.float32]:
-        """(N, D) features of the good images, as the backbone returned them."""
-        return self.history.features()
-
-    @property
-    def calibration(self) -> Calibration:
-        """What turns scores into p-values."""
-        return self.scorer.calibration
-
-    @property
-    def log(self) -> tuple[Change, ...]:
-        """All changes of the good images and the budget, oldest first."""
-        return self.history.changes
-
-    @property
-    def scorer(self) -> Scorer:
-        """What scores features. Raises an `InputError` before the fit."""
-        if self._scorer is None:
-            raise InputError("this detector has seen no good images; call fit first")
-        return self._scorer
-
-    @property
-    def history(self) -> History:
-        """The good images and their changes. Raises an `InputError` before the fit."""
-        if self._history is None:
-            raise InputError("this detector has seen no good images; call fit first")
-        return self._history
 
     def fit(
         self,
@@ -187,9 +164,11 @@ class Detector:
             named = without_repeats(named)
             total = len(named)
             self.method.check(total)
-            _check_budget(
+            check_budget(
                 self.asked_false_alarms, Calibration(np.empty(self.method.calibrating(total)))
             )
+        listed = list(named) if self.patches else []  # they are looked at twice
+        named = listed or named
         backbone = self.backbone
         if self._float_backbone:
             sample, named = calibration_sample(named, total)
@@ -200,7 +179,7 @@ class Detector:
         names, features, skipped = embed(
             named, total, backbone, workers=self.workers, cache=cache, progress=progress
         )
-        self._check_count(len(names), skipped)
+        self.check_count(len(names), skipped)
         transform = self._asked_transform
         if transform == "auto":
             transform = usual_transform(features[self.method.bank_rows(features)])
@@ -212,123 +191,30 @@ class Detector:
             products=self.products,
             names=names,
         )
-        _check_budget(self.asked_false_alarms, scorer.calibration)
+        check_budget(self.asked_false_alarms, scorer.calibration)
         export = None
         if first:
             export = check_export(backbone, first, lambda new: scorer.score(new).scores)
+        patches = self.patches
+        if patches:
+            sources = dict(listed)
+            good = [(name, sources[name]) for name in names]
+            bank = [good[row] for row in scorer.rows]
+            patches = patches.fit(bank, workers=self.workers, progress=progress)
+            combined = Combined.fit(
+                self.mode, scorer.operator.left_out_scores(), patches.model.good_scores
+            )
+            if self.method.name == "split":
+                others = [good[row] for row in scorer.calibrating]
+                patches = patches.calibrated(others, workers=self.workers, progress=progress)
+            scorer = scorer.with_patches(combined, patches.model.good_scores)
         warn_of_twins(names, features)
         # what failed above leaves this detector as it was
         self.backbone, self.transform, self.export = backbone, transform, export
+        self.patches = patches
         self.skipped, self.dropped_unseen = skipped, 0
         self.set_fitted(scorer, History.begin(names, features, by))
         return self
-
-    def add(
-        self,
-        images: Source | Iterable[Source],
-        *,
-        reason: str = "",
-        by: str | None = None,
-        cache: bool = True,
-        progress: bool = False,
-    ) -> Change:
-        """Take more good images. The detector is then equal to one fitted on all of them.
-
-        Args:
-            images: see `fit`; one that is in the detector already, under any name, is left out
-                with a warning. `skipped` has those that could not be read, and those whose name
-                stands for another picture.
-            reason: why, for the log.
-            by: who, for the log; the user's login by default.
-            cache: see `fit`.
-            progress: see `fit`.
-
-        Raises:
-            InputError: nothing to read, or nothing new.
-        """
-        return self.add_embedded(self.embed(images, cache=cache, progress=progress), reason, by)
-
-    def embed(
-        self, images: Source | Iterable[Source], *, cache: bool = True, progress: bool = False
-    ) -> Embedded:
-        """The slow part of `add`: it changes nothing."""
-        named, total = named_images(images, only_good=True)
-        if total is not None:
-            named = without_repeats(named)
-            total = len(named)
-        return embed(
-            named, total, self.backbone, workers=self.workers, cache=cache, progress=progress
-        )
-
-    def add_embedded(self, images: Embedded, reason: str = "", by: str | None = None) -> Change:
-        """The fast part of `add`."""
-        names, features, refused = self.history.new_among(images.names, images.features)
-        skipped = (*images.skipped, *refused)
-        if not names:
-            why = refused[0].error if refused else "these images are all in the model already"
-            raise InputError(f"nothing to add: {why}")
-        history = self.history.add(names, features, reason, by)
-        warn_of_twins(names, features, total=len(history.names))
-        self._change(history, self.asked_false_alarms)
-        self.skipped = skipped
-        return self.log[-1]
-
-    def remove(
-        self, names: str | Iterable[str], *, reason: str = "", by: str | None = None
-    ) -> Change:
-        """Forget good images. The detector is then equal to one fitted on the others.
-
-        Args:
-            names: as in `names`, or the end of a path that fits one image only.
-            reason: why, for the log.
-            by: who, for the log; the user's login by default.
-
-        Raises:
-            InputError: no such image, or too few are left.
-            BudgetError: those that are left cannot support the budget that was asked for.
-        """
-        names = [names] if isinstance(names, str) else list(names)
-        if not names:
-            raise InputError("names: no image to remove")
-        self._change(self.history.remove(names, reason, by), self.asked_false_alarms)
-        return self.log[-1]
-
-    def set_budget(
-        self, false_alarms: float | None, *, reason: str = "", by: str | None = None
-    ) -> Change:
-        """Change the false-alarm budget; None is the default one. No image is looked at again.
-
-        Raises:
-            InputError: it is not a fraction.
-            BudgetError: the good images cannot support it.
-        """
-        after = _checked_budget(false_alarms)
-        history = self.history.set_budget(self.asked_false_alarms, after, reason, by)
-        self._change(history, after)
-        return self.log[-1]
-
-    def undo(self, *, reason: str = "", by: str | None = None) -> Change:
-        """Take back the last change that is in force, see `log`; once more, the one before it.
-
-        Raises:
-            InputError: there is none.
-            BudgetError: without it the good images cannot support the budget.
-        """
-        last = self.history.last()
-        budget = last.budgets[0] if last.budgets else self.asked_false_alarms
-        self._change(self.history.undo(reason, by), budget)
-        return self.log[-1]
-
-    def _change(self, history: History, budget: float | None) -> None:
-        """Take other good images and another budget, or raise and stay as before."""
-        self._check_count(len(history.rows))
-        scorer = self.scorer
-        if not np.array_equal(history.rows, self.history.rows):
-            old_rows = self.history.old_rows(history.rows)
-            scorer = scorer.edited(history.features(), old_rows, history.names)
-        _check_budget(budget, scorer.calibration)
-        self.asked_false_alarms = budget
-        self.set_fitted(scorer, history)
 
     def score(
         self,
@@ -378,12 +264,64 @@ class Detector:
             InputError: nothing to read, or the budget is not a fraction.
             BudgetError: the good images cannot support the budget.
         """
+        budget = self._budget(false_alarms)
+        return (result for result, _ in self._iter_located(images, budget, progress))
+
+    def iter_maps(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        false_alarms: float | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[Result, NDArray[np.float32] | None]]:
+        """Score images and show where they are odd, one after the other.
+
+        Yields:
+            the result, and the anomaly map (H, W) in pixels of the image, None with an error: 0 is
+            what is usual, 1 the threshold that at most the budget of good images exceeds anywhere,
+            NaN what was not looked at. The scale is the same for all images of a budget.
+
+        Raises:
+            InputError: as `iter_scores`, or the detector's mode is `image`.
+            BudgetError: as `iter_scores`.
+        """
+        if self.patches is None:
+            raise InputError("mode='image' has no maps; fit with mode='patch' or 'both'")
+        budget = self._budget(false_alarms)
+        threshold = self.patches.model.pixel_threshold(budget)
+        for result, located in self._iter_located(images, budget, progress):
+            yield result, located and self.patches.map(located, threshold)
+
+    def _budget(self, false_alarms: float | None) -> float:
         budget = self.false_alarms if false_alarms is None else false_alarms
         self.calibration.check(budget)
+        return budget
+
+    def look(
+        self,
+        named: Iterable[tuple[str, Source]],
+        total: int | None,
+        *,
+        false_alarms: float,
+        shown: str | None = None,
+    ) -> Iterator[tuple[str, Seen | ImageError]]:
+        """What is seen in images, one after the other, see `nnad.scoring`."""
+        patches = self.patches
+        threshold = patches.model.pixel_threshold(false_alarms) if patches else np.inf
+        return look(
+            *(named, total, self.backbone, patches),
+            threshold=threshold,
+            workers=self.workers,
+            shown=shown,
+        )
+
+    def _iter_located(
+        self, images: Source | Iterable[Source], budget: float, progress: bool
+    ) -> Iterator[tuple[Result, Located | None]]:
         named, total = named_images(images)
         shown = "images" if progress else None
-        features = extracted(named, total, self.backbone, self.workers, shown)
-        return self._results(features, budget, chunk=1 if total is None else _CHUNK)
+        seen = self.look(named, total, false_alarms=budget, shown=shown)
+        return results(seen, self.scorer, self.names, budget, total)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder, see `nnad.model_file`.
@@ -416,59 +354,3 @@ class Detector:
             BackboneError: the backbone is another one, or the device is not there.
         """
         return saving.load(cls, Path(path), backbone, device, workers)
-
-    def set_fitted(self, scorer: Scorer, history: History) -> None:
-        """Become a fitted detector; `fit`, `load` and changes end here."""
-        self._scorer, self._history = scorer, history
-        self.operator = scorer.operator
-
-    def _check_count(self, count: int, skipped: tuple[Result, ...] = ()) -> None:
-        needed = max(4, getattr(self.operator, "k", 1) + 1)
-        if count < needed:
-            reason = f" ({skipped[0].error})" if skipped else ""
-            raise InputError(f"too few good images: {count}; {needed} are needed{reason}")
-        self.method.check(count)
-
-    def _results(
-        self,
-        extracted: Iterator[tuple[str, NDArray[np.float32] | ImageError]],
-        budget: float,
-        chunk: int,
-    ) -> Iterator[Result]:
-        while some := list(islice(extracted, chunk)):
-            good = [feature for _, feature in some if not isinstance(feature, ImageError)]
-            scored = iter(self._score_features(np.stack(good), budget) if good else ())
-            for name, feature in some:
-                if isinstance(feature, ImageError):
-                    yield Result(name, error=str(feature))
-                else:
-                    yield Result(name, *next(scored))
-
-    def _score_features(
-        self, features: NDArray[np.float32], budget: float
-    ) -> Iterator[tuple[float, float, bool, tuple[Neighbor, ...], str | None]]:
-        """Features (Q, D) -> score, p-value, decision, evidence and product of each."""
-        scores, p_values, found, categories, _ = self.scorer.score(features)
-        distances = np.sqrt(found.sq_dists)
-        for i in range(len(features)):
-            nearest = tuple(
-                Neighbor(self.names[row], float(distance))
-                for row, distance in zip(found.rows[i], distances[i], strict=True)
-            )
-            product = self.calibration.product_names[categories[i]] or None
-            is_anomaly = within(float(p_values[i]), budget)
-            yield float(scores[i]), float(p_values[i]), is_anomaly, nearest, product
-
-
-def _checked_budget(false_alarms: float | None) -> float | None:
-    if false_alarms is None:
-        return None
-    false_alarms = check_amount("false_alarms", false_alarms)
-    if not 0 < false_alarms < 1:
-        raise InputError(f"false_alarms={false_alarms!r}; a fraction such as 0.01 for 1 %")
-    return false_alarms
-
-
-def _check_budget(budget: float | None, calibration: Calibration) -> None:
-    if budget is not None:
-        calibration.check(budget)

@@ -28,13 +28,13 @@ from scipy.stats import binomtest
 from nnad import drift_tests
 from nnad.calibrate import within
 from nnad.detector import Detector
-from nnad.embedding import extracted
 from nnad.errors import ImageError, InputError, counted
 from nnad.image_files import find_images
 from nnad.images import Source
 from nnad.picture_measures import Compared, compare, measures
 from nnad.results import Result
 from nnad.scorer import Scorer
+from nnad.scoring import stacked
 from nnad.sources import readable, without_repeats
 from nnad.transforms import fit_transform, usual_transform
 
@@ -147,32 +147,34 @@ def drift(
         raise InputError(f"alpha={alpha!r}; a fraction such as 0.01 for 1 %")
     named = without_repeats(find_images(images))
     known = {_digest(feature) for feature in detector.features}
-    rows, features, copies, unread = [], [], [], []
+    rows, seen, copies, unread = [], [], [], []
     shown = "images" if progress else None
-    read = extracted(named, len(named), detector.backbone, detector.workers, shown)
-    for row, (name, feature) in enumerate(read):
-        if isinstance(feature, ImageError):
-            unread.append(Result(name, error=str(feature)))
-        elif (digest := _digest(feature)) in known:
+    read = detector.look(named, len(named), false_alarms=budget, shown=shown)
+    for row, (name, found) in enumerate(read):
+        if isinstance(found, ImageError):
+            unread.append(Result(name, error=str(found)))
+        elif (digest := _digest(found.feature)) in known:
             copies.append(name)
         else:
             known.add(digest)
             rows.append(row)
-            features.append(feature)
-    if not features:
+            seen.append(found)
+    if not seen:
         raise InputError(_nothing(copies, unread))
-    new = np.stack(features)  # (M, D)
-    found = judge(detector.features, new, detector.scorer, budget, alpha=alpha, seed=seed)
+    new, of_patches = stacked(seen)
+    judged = judge(
+        detector.features, new, detector.scorer, budget, of_patches, alpha=alpha, seed=seed
+    )
     used = [named[row] for row in rows]
     return Report(
-        verdict=found.verdict,
+        verdict=judged.verdict,
         images=len(new),
         good_images=len(detector.names),
         alpha=alpha,
-        promise=_promise(found, budget, len(new), good),
-        tests=found.tests,
-        least=found.least,
-        begins=None if found.begins is None else used[found.begins][0],
+        promise=_promise(judged, budget, len(new), good),
+        tests=judged.tests,
+        least=judged.least,
+        begins=None if judged.begins is None else used[judged.begins][0],
         copies=tuple(copies),
         unread=tuple(unread),
         pictures=_pictures(detector.names, used),
@@ -196,6 +198,7 @@ def judge(
     new: NDArray[np.float32],
     scorer: Scorer,
     budget: float,
+    patch_scores: NDArray[np.float64] | None = None,
     *,
     alpha: float = ALPHA,
     seed: int = 0,
@@ -209,12 +212,13 @@ def judge(
         new: (m, D), the same of the new ones.
         scorer: of the good images.
         budget: the share of good images that may be flagged.
+        patch_scores: (m,) of the new ones, if the scorer joins both.
         alpha: see `drift`.
         seed: see `drift`.
     """
     rng = np.random.default_rng(seed)
     m, top = len(new), drift_tests.TAIL
-    scored = scorer.score(new)
+    scored = scorer.score(new, patch_scores)
     calibration, products = scorer.calibration, scored.categories
     known = [
         calibration.good_scores[calibration.of_product(product)]

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.anomaly_maps import Box, Region
 from nnad.backbones import Backbone
 from nnad.calibrate import within
 from nnad.detector import Detector
-from nnad.embedding import extracted
 from nnad.errors import ImageError, InputError
 from nnad.images import Source
+from nnad.located import Located
 from nnad.neighbors import Neighbors
 from nnad.onnx_graph import stage_widths
 from nnad.operators import Operator
 from nnad.scorer import Scorer
+from nnad.scoring import Seen, stacked
 from nnad.sources import named_images
 
 _CLOSEST = 3  # good images whose scores are told
@@ -86,6 +88,31 @@ class SetShare:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchReason:
+    """Where an image is oddest, and the good patch that comes nearest to it.
+
+    Attributes:
+        score: of the oddest patch: 0 is usual, 1 the threshold for patches.
+        box: what it covers: left, top, right, bottom in pixels.
+        distance: to the nearest good patch.
+        usual: from that good patch to the nearest one of another good image.
+        good_name: the good image it is from.
+        good_box: what it covers there.
+        image_score, patch_score: the two parts of the score, in deviations of the good images from
+            their mean; the score is their mean, or the second alone (mode `patch`).
+    """
+
+    score: float
+    box: Box
+    distance: float
+    usual: float
+    good_name: str
+    good_box: Box
+    image_score: float
+    patch_score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why one image got its score.
 
@@ -108,6 +135,8 @@ class Explanation:
         sets: with k-NNN the sets of features that added most, largest first.
         note: why there are no features, or None.
         product: in a model of several products, the one it is assigned to.
+        patch: in a model with patches, where the image is oddest.
+        regions: as in `nnad.Result`.
 
     With an error all else is None, 0 or empty.
     """
@@ -128,6 +157,8 @@ class Explanation:
     sets: tuple[SetShare, ...] = ()
     note: str | None = None
     product: str | None = None
+    patch: PatchReason | None = None
+    regions: tuple[Region, ...] = ()
     error: str | None = None
 
 
@@ -154,12 +185,12 @@ def explain(
     detector.calibration.check(budget)
     named, total = named_images(images)
     labels = feature_labels(detector.backbone, detector.features.shape[1])
-    shown = "images" if progress else None
+    seen = detector.look(named, total, false_alarms=budget, shown="images" if progress else None)
     return [
-        Explanation(name, error=str(feature))
-        if isinstance(feature, ImageError)
-        else _explanation(detector, budget, labels, name, feature)
-        for name, feature in extracted(named, total, detector.backbone, detector.workers, shown)
+        Explanation(name, error=str(found))
+        if isinstance(found, ImageError)
+        else _explanation(detector, budget, labels, name, found)
+        for name, found in seen
     ]
 
 
@@ -185,13 +216,14 @@ def feature_labels(backbone: Backbone, dim: int) -> list[str]:
 
 
 def _explanation(
-    detector: Detector, budget: float, labels: list[str], name: str, feature: NDArray[np.float32]
+    detector: Detector, budget: float, labels: list[str], name: str, seen: Seen
 ) -> Explanation:
-    """Of one image with the backbone's feature (D,)."""
+    """Of one image."""
     scorer, names = detector.scorer, detector.names
     operator, calibration = scorer.operator, scorer.calibration
-    scored = scorer.score(feature[None])
-    query = scorer.transformed(feature[None])[0]  # (D,)
+    scored = scorer.score(*stacked([seen]))
+    query = scorer.transformed(seen.feature[None])[0]  # (D,)
+    by_features = float(scored.by_features[0])
     score, product = float(scored.scores[0]), int(scored.categories[0])
     peers = calibration.of_product(product)
     good_scores, rows = calibration.good_scores[peers], scorer.calibrating[peers]  # (n,)
@@ -203,8 +235,11 @@ def _explanation(
         shares = operator.by_feature(query)
     except InputError as error:
         note = str(error)
-    if score == 0:
+    if by_features == 0:
         shares, note = None, "a score of 0 has no parts"
+    if detector.mode == "patch":
+        shares, note = None, "this model scores patches"
+    shares = None if shares is None else shares / by_features
     return Explanation(
         name,
         score=score,
@@ -217,11 +252,29 @@ def _explanation(
         good_images=len(good_scores),
         closest=tuple(ScoredGood(names[rows[i]], float(good_scores[i])) for i in closest),
         nearest=_nearest(scorer, names, scored.nearest),
-        features=() if shares is None else _features(scorer, names, labels, query, shares / score),
+        features=() if shares is None else _features(scorer, names, labels, query, shares),
         features_for_half=None if shares is None else _for_half(shares),
-        sets=_sets(operator, query) if score else (),
+        sets=() if shares is None else _sets(operator, query),
         note=note,
         product=calibration.product_names[product] or None,
+        patch=_patch(scorer, names, by_features, seen.located),
+        regions=seen.located.regions if seen.located else (),
+    )
+
+
+def _patch(
+    scorer: Scorer, names: tuple[str, ...], by_features: float, located: Located | None
+) -> PatchReason | None:
+    if located is None or scorer.combined is None:
+        return None
+    image, patch = scorer.combined.parts(np.array([by_features]), np.array([located.score]))
+    odd = located.oddest
+    return PatchReason(
+        *(odd.score, odd.box, odd.distance, odd.usual),
+        good_name=names[scorer.rows[odd.good]],
+        good_box=odd.good_box,
+        image_score=float(image[0]),
+        patch_score=float(patch[0]),
     )
 
 

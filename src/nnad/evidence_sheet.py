@@ -35,7 +35,9 @@ def evidence_sheet(
 ) -> None:
     """Save a picture with a row for each image, the highest scores first.
 
-    A row shows the image and its 3 nearest good images, with their distances; below them the
+    A row shows the image and its 3 nearest good images, with their distances; in a model with
+    patches, the image, its oddest place, the good patch that comes nearest to that, and the nearest
+    good image. Below them the
     scores of the good images of its product as bars, the threshold and the image's score. The axis
     is the same in all rows. It reaches beyond the good scores and the threshold by as much again,
     on either side; a score further out is drawn at the edge, as an arrow.
@@ -96,8 +98,19 @@ def _draw_row(sheet: Image.Image, y: int, explanation: Explanation) -> None:
     verdict = "ANOMALY" if explanation.is_anomaly else "good"
     colour = RED if explanation.is_anomaly else GREEN
     caption = f"{verdict}, p = {explanation.p_value:.3g}"
-    draw_captioned(sheet, (MARGIN, y), explanation.name, caption, colour)
-    for i, near in enumerate(explanation.nearest[:_NEAREST]):
+    patch = explanation.patch
+    box = patch.box if patch else None
+    draw_captioned(sheet, (MARGIN, y), explanation.name, caption, colour, box)
+    if patch:
+        column = SIDE + MARGIN
+        caption = f"oddest place, {patch.score:.2g} of 1"
+        corner = (MARGIN + column, y)
+        draw_captioned(sheet, corner, explanation.name, caption, colour, box, crop=True)
+        caption = f"{patch.distance:.3g} away (usual here {patch.usual:.3g})"
+        corner = (MARGIN + 2 * column, y)
+        draw_captioned(sheet, corner, patch.good_name, caption, INK, patch.good_box, crop=True)
+    first = 2 if patch else 0
+    for i, near in enumerate(explanation.nearest[: _NEAREST - first], first):
         corner = (MARGIN + (i + 1) * (SIDE + MARGIN), y)
         caption = f"{near.distance:.3g} away (usual here {near.usual:.3g})"
         draw_captioned(sheet, corner, near.name, caption, INK)

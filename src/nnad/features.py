@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nnad.backbones import Backbone
-from nnad.cores import usable_cores
+from nnad.cores import one_of_many, usable_cores
 from nnad.errors import ImageError
 from nnad.images import Source, read_image
 
@@ -80,7 +80,7 @@ def in_threads(
     ahead = ahead or 4 * workers
     images = iter(images)
     pending: deque[tuple[str, Future[T | ImageError]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="nnad") as pool:
+    with ThreadPoolExecutor(workers, "nnad", initializer=one_of_many) as pool:
         try:
             while True:
                 for name, source in islice(images, ahead - len(pending)):

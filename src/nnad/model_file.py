@@ -8,6 +8,8 @@
     M/log-<hash>.json                      every change, and so which of them are in use
     M/state-<hash>.safetensors             their leave-one-out scores and nearest neighbours
     M/operator-<hash>.safetensors          what the operator learnt, for some operators
+    M/patches-<hash>.safetensors           the bank of patches, with --mode patch or both; the
+                                           network that gives them is one more encoder
 
 Nothing in it can run code when it is opened. Files are written first and the manifest is replaced
 last, in one step, so a kill or a full disk leaves the old model or the new one. A change writes
@@ -20,7 +22,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -35,12 +37,19 @@ from nnad.history import UNDOABLE, Change, History, Segment
 from nnad.scorer import Known
 
 FORMAT = "nnad-model"
-SCHEMA = 3
+SCHEMA = 4
 MAX_MANIFEST = 16_000_000  # bytes; most have some 2,000, a mask or a probe can be large
 OURS = re.compile(
-    r"(encoder-[0-9a-f]{64}\.onnx|(bank|state|operator)-[0-9a-f]{64}\.safetensors"
+    r"(encoder-[0-9a-f]{64}\.onnx|(bank|state|operator|patches)-[0-9a-f]{64}\.safetensors"
     r"|log-[0-9a-f]{64}\.json)"
 )
+
+
+class SavedPatches(NamedTuple):
+    """What it holds of patches."""
+
+    networks: list[bytes]  # ONNX
+    arrays: dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Saved:
     encoders: list[bytes]  # ONNX
     history: History
     known: Known
+    patches: SavedPatches | None = None
 
 
 def checksum(content: dict[str, Any]) -> str:
@@ -87,7 +97,12 @@ def _read_files(folder: Path, content: dict[str, Any]) -> Saved:
         history = History(segments, _read_log(changes, stored))
         known = _checked_known(state, history, learnt, content["settings"])
         encoders = [_checked(folder, name) for name in content["encoder"]]
-        return Saved(content["settings"], encoders, history, known)
+        patches = None
+        if told := content["patches"]:
+            networks = [_checked(folder, name) for name in told["encoder"]]
+            arrays = safetensors.numpy.load(_checked(folder, told["bank"]))
+            patches = SavedPatches(networks, arrays)
+        return Saved(content["settings"], encoders, history, known, patches)
     except (
         AttributeError,
         KeyError,

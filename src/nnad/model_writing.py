@@ -141,6 +141,11 @@ def _write(folder: Path, saved: Saved) -> None:
         "operator": [put("operator", "safetensors", _packed(known.operator_state))]
         if known.operator_state
         else [],
+        "patches": saved.patches
+        and {
+            "encoder": [put("encoder", "onnx", network) for network in saved.patches.networks],
+            "bank": put("patches", "safetensors", _packed(saved.patches.arrays)),
+        },
     }
     manifest = {
         "format": FORMAT,
@@ -156,6 +161,8 @@ def _write(folder: Path, saved: Saved) -> None:
 
     kept = {content["state"], content["log"]}
     kept.update(content["encoder"], content["bank"], content["operator"])
+    if content["patches"]:
+        kept.update(content["patches"]["encoder"], [content["patches"]["bank"]])
     for path in folder.iterdir():  # what an older model or a killed process left
         if path.name not in kept and (OURS.fullmatch(path.name) or path.suffix == ".tmp"):
             path.unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from nnad.anomaly_maps import Box
 from nnad.errors import ImageError, InputError
 from nnad.files import replacing
 from nnad.image_files import EXTENSIONS
@@ -20,6 +21,7 @@ from nnad.images import read_image
 from nnad.results import GroupResult, Result
 
 CSV_COLUMNS = ("path", "score", "p_value", "is_anomaly", "nearest", "error")
+REGION_COLUMNS = (*CSV_COLUMNS, "regions")
 GROUP_COLUMNS = ("group", *CSV_COLUMNS[1:], "members", "oddest_member")
 SIDE = 200  # pixels of a picture in a contact sheet
 MARGIN = 8
@@ -41,7 +43,8 @@ class Card(NamedTuple):
 def csv_writer(path: str, columns: Sequence[str] = CSV_COLUMNS) -> Iterator[Any]:
     """Yield a function that adds a result to a CSV file; `-` is standard output.
 
-    With `GROUP_COLUMNS` results of groups are added.
+    With `GROUP_COLUMNS` results of groups are added. With `REGION_COLUMNS` the regions are told, as
+    `left top right bottom` in pixels, the highest peak first, separated by semicolons.
 
     The file appears, complete, when the block ends.
     """
@@ -63,6 +66,8 @@ def csv_writer(path: str, columns: Sequence[str] = CSV_COLUMNS) -> Iterator[Any]
             row = [result.name, result.score, result.p_value, flag, nearest, result.error]
             if isinstance(result, GroupResult):
                 row += [len(result.members), result.oddest.name if result.oddest else None]
+            elif columns == REGION_COLUMNS:
+                row.append("; ".join(" ".join(map(str, r.box)) for r in result.regions))
             writer.writerow(row)
 
         yield add
@@ -200,18 +205,28 @@ def check_picture(path: str) -> str:
 
 
 def draw_captioned(
-    sheet: Image.Image, corner: tuple[int, int], name: str, caption: str, colour: Colour
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    name: str,
+    caption: str,
+    colour: Colour,
+    box: Box | None = None,
+    *,
+    crop: bool = False,
 ) -> None:
-    """A framed picture of SIDE x SIDE pixels; below it the caption and the file's name."""
+    """A framed picture of SIDE x SIDE pixels; below it the caption and the file's name.
+
+    With a box, in pixels, it is marked; with `crop` only what is around it is shown.
+    """
     x, y = corner
     draw = ImageDraw.Draw(sheet)
-    sheet.paste(_thumbnail(name), (x, y))
+    sheet.paste(_thumbnail(name, box, crop), (x, y))
     draw.rectangle((x - 2, y - 2, x + SIDE + 1, y + SIDE + 1), outline=colour, width=2)
     draw.text((x, y + SIDE + 4), caption, fill=colour, font=FONT)
     draw.text((x, y + SIDE + 20), _shortened(Path(name).name), fill=INK, font=FONT)
 
 
-def _thumbnail(name: str) -> Image.Image:
+def _thumbnail(name: str, box: Box | None = None, crop: bool = False) -> Image.Image:
     """The picture within a grey square, which says so if it is no file that can be read now."""
     square = Image.new("RGB", (SIDE, SIDE), (225, 225, 225))
     try:
@@ -219,9 +234,31 @@ def _thumbnail(name: str) -> Image.Image:
     except ImageError:
         ImageDraw.Draw(square).text((50, 90), "file not found", INK, ImageFont.load_default(14))
         return square
-    image.thumbnail((SIDE, SIDE))
-    square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
+    part = _around(box, image.size) if box and crop else (0, 0, *image.size)
+    shown = image.crop(part)
+    if crop:
+        shown = ImageOps.contain(shown, (SIDE, SIDE))
+    shown.thumbnail((SIDE, SIDE))
+    left, top = (SIDE - shown.width) // 2, (SIDE - shown.height) // 2
+    square.paste(shown, (left, top))
+    if box:
+        scale = shown.width / (part[2] - part[0])
+        x, y = left - part[0] * scale, top - part[1] * scale
+        marked = [at * scale + (y if i % 2 else x) for i, at in enumerate(box)]
+        ImageDraw.Draw(square).rectangle(marked, outline=RED, width=2)
     return square
+
+
+def _around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A square of three times the box's side around its middle, moved into the image."""
+    side = 3 * max(box[2] - box[0], box[3] - box[1])
+    starts, stops = [], []
+    for start, stop, length in zip(box[:2], box[2:], size, strict=True):
+        wide = round(min(side, length))
+        first = min(max(round((start + stop - wide) / 2), 0), length - wide)
+        starts.append(first)
+        stops.append(first + wide)
+    return starts[0], starts[1], stops[0], stops[1]
 
 
 def _shortened(name: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnad.anomaly_maps import Region
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
@@ -29,6 +31,8 @@ class Result:
         nearest: the nearest good images, nearest first: the reason for the decision.
         product: in a model of several products the one it is assigned to, that of the nearest good
             image.
+        regions: in a model with patches, where the image is odd: the regions above the threshold
+            of patches, the highest peak first.
         error: why the image could not be read, or None; with an error all else is None or empty.
 
     A score can be compared with those of the same model only; a p-value with any.
@@ -40,6 +44,7 @@ class Result:
     is_anomaly: bool | None = None
     nearest: tuple[Neighbor, ...] = ()
     product: str | None = None
+    regions: tuple[Region, ...] = ()
     error: str | None = None
 
 

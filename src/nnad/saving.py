@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nnad import __version__
 from nnad.backbones import Backbone, check_device, from_settings
+from nnad.combined import Combined
 from nnad.errors import InputError, ModelError
-from nnad.model_file import Saved, read_model
+from nnad.located import Patches
+from nnad.model_file import Saved, SavedPatches, read_model
 from nnad.operators import make_operator, operator_name, settings
 from nnad.operators.arguments import check_count
 from nnad.scorer import Known, Scorer
@@ -34,14 +36,21 @@ def to_saved(detector: "Detector") -> Saved:
         "product_names": detector.calibration.product_names,
         "false_alarms": detector.asked_false_alarms,
         "export": detector.export,
+        "mode": detector.mode,
+        "patches": detector.patches and detector.patches.settings(),
+        "combined": detector.scorer.combined and detector.scorer.combined.settings(),
     }
     known = Known(
         graph=detector.scorer.bank.graph,
         operator_state=getattr(operator, "state", dict)(),
-        calibration=detector.calibration,
+        calibration=detector.scorer.by_features,
         products=detector.scorer.products,
     )
-    return Saved(told, detector.backbone.networks, detector.history, known)
+    patches = None
+    if detector.patches:
+        model = detector.patches.model
+        patches = SavedPatches(detector.patches.backbone.networks, model.arrays())
+    return Saved(told, detector.backbone.networks, detector.history, known, patches)
 
 
 def check_opening(backbone: Backbone | None, device: str, workers: int | None) -> None:
@@ -75,7 +84,9 @@ def load(
                 f"another fit changes it"
             )
         backbone = opened_backbone(saved, backbone, device)
-        operator = saved.settings["operator"]
+        operator, patches = saved.settings["operator"], None
+        if saved.patches:
+            patches = Patches.restore(saved.settings["patches"], *saved.patches, device)
         detector = kind(
             backbone,
             transform=saved.settings["transform"],
@@ -83,6 +94,8 @@ def load(
             calibration=saved.settings["calibration"],
             products=saved.settings["products"],
             false_alarms=saved.settings["false_alarms"],
+            mode=saved.settings["mode"],
+            patches=patches,
             workers=workers,
         )
         detector.reason = str(saved.settings["reason"])
@@ -99,6 +112,9 @@ def load(
             method=detector.method,
             products=detector.products,
         )
+        if patches:
+            combined = Combined.from_settings(saved.settings["combined"])
+            scorer = scorer.with_patches(combined, patches.model.good_scores)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = repr(error)[:200]
         raise ModelError(f"{path}: damaged or not written by nnad: {reason}") from error

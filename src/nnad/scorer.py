@@ -5,13 +5,16 @@ A detector has one for its images; whatever has features of another kind can hav
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnad.calibrate import Calibration
+from nnad.combined import Combined
 from nnad.conformal import LEAVE_ONE_OUT, Method, calibrate, fold_models
+from nnad.errors import InputError
 from nnad.fitted import Fitted
 from nnad.neighbors import Bank, Neighbors
 from nnad.operators import Operator
@@ -25,7 +28,7 @@ class Known(NamedTuple):
 
     graph: Neighbors
     operator_state: dict[str, NDArray[Any]]
-    calibration: Calibration
+    calibration: Calibration  # of the features' scores
     products: NDArray[np.int64] | None  # (B,) of the bank's rows
 
 
@@ -33,6 +36,7 @@ class Scored(NamedTuple):
     """What features (Q, D) were found to be."""
 
     scores: NDArray[np.float64]  # (Q,)
+    by_features: NDArray[np.float64]  # (Q,) the same without patches
     p_values: NDArray[np.float64]  # (Q,)
     nearest: Neighbors  # (Q, 3 or more) rows of good images, distances of transformed features
     categories: NDArray[np.int64]  # (Q,) assigned products, places in `product_names`
@@ -53,7 +57,8 @@ class Scorer:
 
     Attributes: `rows` (B,), which good images are in the `bank` of transformed features;
     `operator`; `calibration`, and `calibrating` (n,), which good images its scores are of;
-    `products` (B,) of the rows of the bank, or None.
+    `products` (B,) of the rows of the bank, or None; `by_features`, the calibration without
+    patches; `combined`, what joins both scores, or None.
 
     Raises:
         InputError: too few or too many images for the method, or for a product.
@@ -73,6 +78,7 @@ class Scorer:
         def fit(good: NDArray[np.float32]) -> Fitted:
             return Fitted(good, transform, operator)
 
+        self.combined: Combined | None = None
         self._transform, self._method, self._asked_products = transform, method, products
         self.rows, self.calibrating = method.bank_rows(features), method.calibrating_rows(features)
         good = features if len(self.rows) == len(features) else features[self.rows]
@@ -80,9 +86,23 @@ class Scorer:
         self._main = Fitted(good, transform, operator, *learnt)
         self._folds = fold_models(method, features, fit)
         if known:
-            self.calibration, self.products = known.calibration, known.products
+            self.by_features, self.products = known.calibration, known.products
         else:
             self._calibrate(features, names)
+        self.calibration = self.by_features
+
+    def with_patches(self, combined: Combined, good_scores: NDArray[np.float64]) -> "Scorer":
+        """A copy that scores patches, too; its method must not have folds.
+
+        Args:
+            combined: what joins the scores.
+            good_scores: (n,) patch scores of the good images that calibrate.
+        """
+        new = copy.copy(self)
+        new.combined = combined
+        scores = combined(self.by_features.good_scores, good_scores)
+        new.calibration = replace(self.by_features, good_scores=scores)
+        return new
 
     @property
     def bank(self) -> Bank:
@@ -130,20 +150,28 @@ class Scorer:
         new.rows = new.calibrating = np.arange(len(features))
         new._main = self._main.edited(features, old_rows)
         new._calibrate(features, names)
+        new.calibration = new.by_features
         return new
 
-    def score(self, features: NDArray[np.float32]) -> Scored:
-        """Features (Q, D) as the backbone returned them."""
+    def score(
+        self, features: NDArray[np.float32], patch_scores: NDArray[np.float64] | None = None
+    ) -> Scored:
+        """Features (Q, D) as the backbone returned them; with `combined`, and patch scores (Q,)."""
         queries = self.transformed(features)
         told = min(max(EVIDENCE, getattr(self.operator, "k", 1)), len(self.bank))
         needed = min(max(told, getattr(self.operator, "n_local", 1)), len(self.bank))
         found = self.bank.nearest(queries, needed)
-        scores = self.operator.score(queries, found)
+        scores = by_features = self.operator.score(queries, found)
+        if self.combined is not None:
+            if patch_scores is None:
+                raise InputError("patch_scores: this model scores patches, too")
+            scores = self.combined(scores, patch_scores)
         by_fold = np.stack([fold.score(features) for fold in self._folds] or [scores], axis=1)
         nearest = found.rows[:, 0]
         categories = np.zeros_like(nearest) if self.products is None else self.products[nearest]
         return Scored(
             scores,
+            by_features,
             self.calibration.p_values(by_fold, categories),
             Neighbors(found.sq_dists[:, :told], self.rows[found.rows[:, :told]]),
             categories,
@@ -157,6 +185,6 @@ class Scorer:
             self.products, product_names = bank_products(
                 self._asked_products, names, self.rows, self.bank.features
             )
-        self.calibration = calibrate(
+        self.by_features = calibrate(
             self._method, features, self._main, self._folds, self.products, product_names
         )

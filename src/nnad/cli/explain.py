@@ -1,6 +1,7 @@
 """`nnad explain`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -61,7 +62,8 @@ def _tell(explanation: "Explanation", transform: str, dim: int, out: Any) -> Non
     e = explanation
     verdict = "ANOMALY" if e.is_anomaly else "good"
     print(f"{verdict}, p = {e.p_value:.4f}: {visible(e.name)}", file=out)
-    for line in [_budgets(e), *_scores(e), *_nearest(e), *_features(e, transform, dim), *_sets(e)]:
+    reasons = [*_patch(e), *_nearest(e), *_features(e, transform, dim), *_sets(e)]
+    for line in [_budgets(e), *_scores(e), *reasons]:
         print(f"   {line}", file=out)
 
 
@@ -86,6 +88,27 @@ def _scores(e: "Explanation") -> list[str]:
         f"score {e.score:.4g}{threshold}: {visible(rank_of(e))}",
         f"closest scores: {closest}",
     ]
+
+
+def _patch(e: "Explanation") -> list[str]:
+    if not (p := e.patch):
+        return []
+    return [
+        f"of two parts, in deviations of the good images: image {p.image_score:+.2f}, "
+        f"patches {p.patch_score:+.2f}",
+        f"oddest place: {_box(p.box)}, {p.score:.2f} where 0 is usual and 1 the threshold",
+        f"   nearest good patch {p.distance:.4g} away (usual there {p.usual:.4g}): "
+        f"{_box(p.good_box)} of {visible(p.good_name)}",
+        *(
+            f"region {_box(r.box)}: {counted(r.area, 'pixel')}, peak {r.peak:.2f}"
+            for r in e.regions[:_NEAREST]
+        ),
+    ]
+
+
+def _box(box: Sequence[float]) -> str:
+    left, top, right, bottom = map(round, box)
+    return f"x {left} to {right}, y {top} to {bottom}"
 
 
 def _nearest(e: "Explanation") -> list[str]:

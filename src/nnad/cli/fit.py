@@ -1,7 +1,7 @@
 """`nnad fit`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -66,6 +66,25 @@ def fit(
     precision: Annotated[
         str, typer.Option(help="float32, or int8: smaller and faster, not quite equal.")
     ] = "float32",
+    mode: Annotated[
+        str, typer.Option(help="What is scored: image as a whole, its patches (patch), or both.")
+    ] = "image",
+    patch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Side of the network's input for patches, in pixels; 320 otherwise."),
+    ] = None,
+    patch_stages: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which layers make patches, for example s16b,s32a or layer2,layer3."),
+    ] = None,
+    tile: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Cut images into tiles of so many pixels: small defects, large images."),
+    ] = None,
+    bank: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Size of the bank of patches: 4000, 10% of all, or 20MB."),
+    ] = None,
     cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
 ) -> None:
@@ -73,14 +92,17 @@ def fit(
     from nnad import presets
     from nnad.backbones import load_backbone
     from nnad.detector import Detector
+    from nnad.located import SIZE, Patches, patch_backbone
     from nnad.model_writing import check_writable
     from nnad.operators import Operator
+    from nnad.patch_model import PatchModel
+    from nnad.tiles import Tiles
 
     check_writable(model, overwrite=overwrite)
     network = load_backbone(
         backbone,
         weights=weights,
-        stages=None if stages is None else [stage.strip() for stage in stages.split(",")],
+        stages=None if stages is None else _names(stages),
         pooling=pooling,
         size=size,
         geometry=geometry,
@@ -94,6 +116,23 @@ def fit(
         if (transform, operator, k) != (None, None, None):
             raise typer.BadParameter("--preset stands for --transform, --operator and --k")
         transform, scorer = presets.preset(preset)
+    patches = None
+    if mode == "image" and (patch_size, patch_stages, tile, bank) != (None,) * 4:
+        raise typer.BadParameter("--patch-size, --patch-stages, --tile, --bank: with --mode both")
+    if mode in ("patch", "both"):
+        patches = Patches(
+            patch_backbone(
+                backbone,
+                size=patch_size or SIZE,
+                stages=None if patch_stages is None else _names(patch_stages),
+                weights=weights,
+                region=None if region is None else _fractions(region),
+                mask=mask,
+                device=device,
+            ),
+            tiles=None if tile is None else Tiles(tile),
+            model=PatchModel() if bank is None else PatchModel(**_bank(bank)),
+        )
     detector = Detector(
         network,
         transform=transform or "auto",
@@ -103,12 +142,30 @@ def fit(
         calibration=calibration,
         products=products,
         precision=precision,
+        mode=mode,
+        patches=patches,
     )
     tell_passed_over(good)
     detector.fit(good, cache=cache, progress=True)
     detector.save(model, overwrite=overwrite)
     tell_unread(list(detector.skipped))
     print(f"{model}: fitted on {counted(len(detector.names), 'good image')}; {promise(detector)}")
+
+
+def _names(stages: str) -> list[str]:
+    return [stage.strip() for stage in stages.split(",")]
+
+
+def _bank(size: str) -> dict[str, Any]:
+    """The argument of `PatchModel` that a size stands for."""
+    kinds = (("%", "share", 0.01), ("MB", "megabytes", 1.0))
+    try:
+        for unit, argument, factor in kinds:
+            if size.endswith(unit):
+                return {"rows": None, argument: factor * float(size.removesuffix(unit))}
+        return {"rows": int(size)}
+    except ValueError:
+        raise typer.BadParameter("--bank: a number such as 4000, 10% or 20MB") from None
 
 
 def _fractions(region: str) -> list[float]:

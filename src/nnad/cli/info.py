@@ -12,6 +12,7 @@ from nnad.errors import counted
 if TYPE_CHECKING:
     from nnad.backbones import Backbone
     from nnad.calibrate import Calibration
+    from nnad.detector import Detector
 
 
 def info(
@@ -45,6 +46,7 @@ def info(
         ("transform", detector.transform),
         ("operator", describe(detector.operator)),
         ("chosen", detector.reason),
+        *_patches(detector),
         ("false alarms", promise(detector)),
         ("calibration", f"{detector.method}, {sum(calibration.sizes)} images"),
         ("guarantee", "; ".join(filter(None, grounds(detector)))),
@@ -96,6 +98,25 @@ def _print(rows: list[tuple[str, str]]) -> None:
 def _backbone(backbone: "Backbone", size: int) -> list[tuple[str, str]]:
     told = f"{backbone.name}, {size} features, fingerprint {backbone.fingerprint[:16]}"
     return [("backbone", told), *backbone.describe()]
+
+
+def _patches(detector: "Detector") -> list[tuple[str, str]]:
+    if not (patches := detector.patches):
+        return []
+    told = {"patch": "patches alone", "both": "image and patches, each standardised, averaged"}
+    bank, model = patches.model.bank, patches.model
+    budget = detector.false_alarms
+    return [
+        ("scored", told[detector.mode]),
+        *((f"patch {what}", text) for what, text in patches.backbone.describe()),
+        ("patches seen", str(patches.tiles or "the whole frame")),
+        (
+            "patch bank",
+            f"{len(bank)} patches of {bank.rows.features.shape[1]} values, "
+            f"{bank.rows.features.nbytes / 1e6:.1f} MB, {model.operator}",
+        ),
+        ("patch threshold", f"{model.pixel_threshold(budget):.6g}; usual is {model.usual:.6g}"),
+    ]
 
 
 def _thresholds(calibration: "Calibration", budget: float) -> list[tuple[str, str]]:

@@ -40,7 +40,13 @@ def score(
 ) -> None:
     """Score images with a saved model."""
     from nnad.detector import Detector
-    from nnad.report import check_outputs, check_picture, contact_sheet
+    from nnad.report import (
+        CSV_COLUMNS,
+        REGION_COLUMNS,
+        check_outputs,
+        check_picture,
+        contact_sheet,
+    )
 
     if fdr is not None and false_alarms is not None:
         raise typer.BadParameter("--fdr takes the place of --false-alarms")
@@ -61,7 +67,8 @@ def score(
     else:
         scored = detector.iter_scores(images, false_alarms=false_alarms, progress=True)
         rule = at_budget(detector.false_alarms if false_alarms is None else false_alarms)
-    results = _written(scored, csv, json)
+    columns = REGION_COLUMNS if detector.patches else CSV_COLUMNS
+    results = _written(scored, csv, json, columns)
     out = sys.stderr if "-" in (csv, json) else sys.stdout
     tell_ranking(results, rule, out)
     if fdr is not None and stream is None:
@@ -79,13 +86,15 @@ def score(
         raise typer.Exit(2)
 
 
-def _written(scored: Iterator["Result"], csv: str | None, json: str | None) -> list["Result"]:
+def _written(
+    scored: Iterator["Result"], csv: str | None, json: str | None, columns: tuple[str, ...]
+) -> list["Result"]:
     """Write the files as results come."""
     from nnad.report import csv_writer, json_writer
 
     results = []
     with ExitStack() as stack:
-        writers = [stack.enter_context(csv_writer(csv))] if csv else []
+        writers = [stack.enter_context(csv_writer(csv, columns))] if csv else []
         writers += [stack.enter_context(json_writer(json))] if json else []
         for result in scored:
             for add in writers:

@@ -67,8 +67,10 @@ def grounds(detector: "Detector | GroupDetector") -> tuple[str, str]:
         detector.method,
         detector.false_alarms,
         len(detector.names),
-        k_nn=name == "knn" and detector.transform not in LEARNT,
-        measured=detector.transform == "root" and (name, settings(operator)) in of_usual,
+        k_nn=name == "knn" and detector.transform not in LEARNT and not detector.patches,
+        measured=detector.transform == "root"
+        and (name, settings(operator)) in of_usual
+        and not detector.patches,
         products=detector.products is not None,
         int8=is_int8(detector.backbone),
     )
