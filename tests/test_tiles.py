@@ -11,6 +11,7 @@ from PIL import Image
 
 from nnad import Backbone, ImageError, InputError, load_backbone
 from nnad.anomaly_maps import to_image
+from nnad.images import read_image
 from nnad.patch_features import patch_stages
 from nnad.patch_model import PatchModel
 from nnad.preprocessing import Preprocessing, read_mask
@@ -220,3 +221,41 @@ def test_a_defect_in_a_large_image_is_found_in_tiles_with_a_real_network():
     assert 14 <= row <= 38
     assert 195 <= column <= 219
     assert found.max() > model.pixel_threshold()
+
+
+# ------------------------------------------------------------------------- large images
+
+
+@pytest.mark.parametrize("size", [(8000, 2000), (200, 5000)])
+def test_a_large_image_is_looked_at_few_tiles_at_a_time(size, tmp_path):
+    picture = Image.new("RGB", size, (90, 120, 60))
+    at = size[0] // 2, size[1] - 40
+    picture.paste((200, 30, 30), (*at, at[0] + 30, at[1] + 30))
+    picture.save(tmp_path / "large.png", compress_level=1)
+    embedded, taken = [], []
+
+    class Counting(Colours):
+        def outputs(self, pixels):
+            embedded.append(1)
+            assert len(embedded) - len(taken) <= 12  # four for each worker, and those at work
+            return super().outputs(pixels)
+
+    named = [("large", tmp_path / "large.png")]
+    ((_, found),) = views_of(named, Counting(), Tiles(320), workers=2)
+    grids, seen = [], []
+    for view in found:
+        taken.append(1)
+        grids.append(view.stages[0][:, :, 0])
+        seen.append(view.seen)
+    assert seen == Tiles().boxes(*size, 320)
+    red = to_image(grids, size, seen)
+    row, column = np.unravel_index(red.argmax(), red.shape)
+    assert abs(row - at[1] - 15) <= 60
+    assert abs(column - at[0] - 15) <= 60
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}])
+def test_16_megapixels_can_be_decoded(tmp_path, how):
+    path = tmp_path / ("large.jpg" if how else "large.tif")
+    Image.new("RGB", (8000, 2000), (9, 9, 9)).save(path, **how)
+    assert read_image(path).size == (8000, 2000)
