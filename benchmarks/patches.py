@@ -30,15 +30,14 @@ from nnad.anomaly_maps import to_image
 from nnad.backbones import load_backbone
 from nnad.datasets import load_dataset
 from nnad.datasets.dataset import Dataset
-from nnad.features import in_threads
 from nnad.image_files import find_images
 from nnad.images import Source, read_image
 from nnad.metrics import image_metrics, pixel_metrics
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
-from nnad.patch_features import Maps, patch_stages
 from nnad.patch_model import PatchModel
 from nnad.progress import track
+from nnad.tiles import View, views_of
 from nnad.transforms import root
 
 SETS = ("magnetic_tile", "mvtec_hazelnut_reduced", "mvtec_transistor_reduced")
@@ -79,7 +78,7 @@ class Data:
         self.masks = [None if p is None else read_mask(p) for p in test.masks + spared.masks]
         self.sizes = [read_image(source).size for source in self.test]
 
-    def row(self, system: str, scores: Any, maps: Sequence[Scores] = (), **told: Any) -> Row:
+    def row(self, system: str, scores: Any, maps: Sequence[list[Scores]] = (), **told: Any) -> Row:
         found = image_metrics(self.odd, scores)
         row = {"data": self.name, "system": system, "image_auroc": f"{found.auroc:.4f}"}
         row |= {"image_ap": f"{found.ap:.4f}", "fpr_at_95_tpr": f"{found.fpr_at_95_tpr:.4f}"}
@@ -118,15 +117,13 @@ def pooled(data: Data, operator: str) -> tuple[Scores, Scores]:
     return fitted.score(new), fitted.left_out_scores()
 
 
-def all_stages(sources: Sequence[Source]) -> tuple[list[list[Maps]], float]:
-    """The stages of each image, and the network's CPU milliseconds an image."""
+def all_views(sources: Sequence[Source]) -> tuple[list[list[View]], float]:
+    """The views of each image, and the network's CPU milliseconds an image."""
     backbone = load_backbone(size=320, geometry="whole", stages=("s16b", "s32a"), pooling="map")
     start = time.process_time()
-    found = in_threads(
-        find_images(list(sources)), lambda s, name: patch_stages(backbone, read_image(s, name))
-    )
-    stages = [x for _, x in track(found, len(sources), "embedding", show=True)]
-    return stages, (time.process_time() - start) / len(sources) * 1000  # type: ignore[return-value]
+    found = views_of(find_images(list(sources)), backbone)
+    views = [x for _, x in track(found, len(sources), "embedding", show=True)]
+    return views, (time.process_time() - start) / len(sources) * 1000  # type: ignore[return-value]
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -144,13 +141,13 @@ def evaluate(path: Path) -> list[Row]:
     for operator in ("knn", "auto"):
         pooled_scores, pooled_good = pooled(data, operator)
         rows.append(data.row(f"pooled, {operator}", pooled_scores))
-    good, network_ms = all_stages(data.train)
-    new, _ = all_stages(data.test)
+    good, network_ms = all_views(data.train)
+    new, _ = all_views(data.test)
     rows.append({"data": data.name, "system": "network", "ms": f"{network_ms:.1f}"})
     for system, arguments in SYSTEMS.items():
         model = PatchModel(**arguments)
         _, fit_seconds = timed(lambda: model.fit(good, progress=True))  # noqa: B023
-        found, seconds = timed(lambda: [model.score(stages) for stages in new])  # noqa: B023
+        found, seconds = timed(lambda: [model.score(views) for views in new])  # noqa: B023
         maps, scores = [x for x, _ in found], [score for _, score in found]
         told = {
             "ms": f"{1000 * seconds / len(new):.1f}",

@@ -1,7 +1,15 @@
 """Patch features, coreset, patch scores and maps, against numbers by hand and plain loops."""
 
+import errno
+import io
+import json
+import re
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +17,7 @@ from PIL import Image
 
 from nnad import InputError, load_backbone
 from nnad import coreset as coreset_module
-from nnad.anomaly_maps import Region, regions, to_image
+from nnad.anomaly_maps import Region, patch_box, regions, to_image
 from nnad.coreset import budget, coreset, estimate
 from nnad.operators.knnn import KNNN
 from nnad.patch_features import (
@@ -32,6 +40,7 @@ from nnad.patches import (
     patchcore_score,
 )
 from nnad.preprocessing import Preprocessing
+from nnad.tiles import View
 
 # ----------------------------------------------------------------------------- features
 
@@ -288,35 +297,45 @@ def test_banks_that_cannot_be():
 # -------------------------------------------------------------------------------- model
 
 
-def made_up_stages(seed: int, *, odd: bool = False) -> list[np.ndarray]:
-    """Stages (6, 6, 5) and (6, 6, 3), one direction and noise; with `odd` one place is foreign."""
+def made_up(seed: int, *, odd: bool = False, n_views: int = 1) -> list[View]:
+    """Views of stages (6, 6, 5) and (6, 6, 3), one direction and noise.
+
+    With `odd` one place of the last view is foreign.
+    """
     rng = np.random.default_rng(seed)
-    stages = [1 + 0.1 * rng.normal(size=(6, 6, c)).astype(np.float32) for c in (5, 3)]
+    views = []
+    for _ in range(n_views):
+        stages = [1 + 0.1 * rng.normal(size=(6, 6, c)).astype(np.float32) for c in (5, 3)]
+        views.append(View(stages, (0, 0, 60, 60)))
     if odd:
-        stages[0][4, 1] = -1
-    return stages
+        views[-1].stages[0][4, 1] = -1
+    return views
+
+
+def patches_of(views: list[View]) -> np.ndarray:
+    return np.concatenate([np.concatenate(view.stages, axis=-1).reshape(36, 8) for view in views])
 
 
 @pytest.mark.parametrize("operator", ["calibrated", "knn", "knnn"])
 @pytest.mark.parametrize("whiten", [True, False])
 def test_a_foreign_patch_is_found_where_it_is(operator, whiten):
     model = PatchModel(operator=operator, whiten=whiten, sample=400, rows=200)
-    model.fit(made_up_stages(i) for i in range(20))
+    model.fit(made_up(i) for i in range(20))
     assert len(model.bank) == 200
-    scores, image = model.score(made_up_stages(100, odd=True))
+    (scores,), image = model.score(made_up(100, odd=True))
     assert np.unravel_index(scores.argmax(), scores.shape) == (4, 1)
     assert image > model.good_scores.max()
     assert scores[4, 1] > model.pixel_threshold() >= model.usual
-    normal, _ = model.score(made_up_stages(101))
+    (normal,), _ = model.score(made_up(101))
     assert (normal > model.pixel_threshold(0.5)).mean() < 0.2
 
 
 def test_good_images_are_scored_without_their_own_patches():
     model = PatchModel(operator="knn", whiten=False, rows=None, top=1.0)
-    stages = [made_up_stages(i) for i in range(4)]
-    model.fit(stages)
-    assert len(model.bank) == 4 * 36
-    patches = [np.concatenate(s, axis=-1).reshape(36, 8) for s in stages]
+    images = [made_up(i, n_views=1 + i % 2) for i in range(4)]
+    model.fit(images)
+    assert len(model.bank) == 6 * 36
+    patches = [patches_of(views) for views in images]
     for i in range(4):
         others = np.concatenate([p for j, p in enumerate(patches) if j != i])
         distances = np.linalg.norm(patches[i][:, None] - others[None], axis=2).min(axis=1)
@@ -326,20 +345,20 @@ def test_good_images_are_scored_without_their_own_patches():
 
 def test_patchcore_as_a_model():
     model = PatchModel(operator="knn", whiten=False, reweight=True, share=0.5, rows=None)
-    model.fit(made_up_stages(i) for i in range(6))
+    model.fit(made_up(i) for i in range(6))
     assert len(model.bank) == 108
-    stages = made_up_stages(100, odd=True)
-    patches = np.concatenate(stages, axis=-1).reshape(36, 8)
-    assert model.score(stages)[1] == patchcore_score(model.bank, patches)
+    for n_views in (1, 3):
+        views = made_up(100, odd=True, n_views=n_views)
+        assert model.score(views)[1] == patchcore_score(model.bank, patches_of(views))
 
 
 def test_fitting_twice_gives_the_same_model():
     first, second = (
-        PatchModel(sample=100, rows=40).fit(made_up_stages(i) for i in range(5)) for _ in range(2)
+        PatchModel(sample=100, rows=40).fit(made_up(i) for i in range(5)) for _ in range(2)
     )
     np.testing.assert_array_equal(first.bank.rows.features, second.bank.rows.features)
     np.testing.assert_array_equal(first.good_scores, second.good_scores)
-    other = PatchModel(sample=100, rows=40, seed=1).fit(made_up_stages(i) for i in range(5))
+    other = PatchModel(sample=100, rows=40, seed=1).fit(made_up(i) for i in range(5))
     assert (first.bank.rows.features != other.bank.rows.features).any()
 
 
@@ -351,9 +370,98 @@ def test_models_that_cannot_be():
     with pytest.raises(InputError, match="sample=1"):
         PatchModel(sample=1)
     with pytest.raises(InputError, match="too few good images: 1"):
-        PatchModel().fit([made_up_stages(0)])
+        PatchModel().fit([made_up(0)])
     with pytest.raises(InputError, match="stages: shapes"):
-        PatchModel().fit([made_up_stages(0), [np.zeros((3, 3, 5), np.float32)]])
+        PatchModel().fit([made_up(0), [View([np.zeros((3, 3, 5), np.float32)], (0, 0, 1, 1))]])
+    with pytest.raises(InputError, match="good image 1: no views"):
+        PatchModel().fit([made_up(0), []])
+
+
+def test_images_of_different_sizes_are_sampled_patch_by_patch():
+    images = [made_up(i, n_views=n) for i, n in enumerate((1, 3, 2))]
+    patches = [patches_of(views) for views in images]
+    model = PatchModel(operator="knn", whiten=False, rows=None, sample=150)
+    model.fit(iter(views) for views in images)
+    assert model.grid == (6, 6)
+    for row, i, place in zip(
+        model.bank.rows.features, model.bank.images, model.bank.places, strict=True
+    ):
+        np.testing.assert_array_equal(row, patches[i][place])
+    assert model.bank.boxes[model.bank.places == 13].tolist()[0] == [10, 20, 20, 30]
+    # a uniform draw without repetition: 36, 108 and 72 of 216 patches
+    pairs = set(zip(model.bank.images.tolist(), model.bank.places.tolist(), strict=True))
+    assert len(pairs) == 150
+    drawn = np.random.default_rng(0).choice(216, 150, replace=False)
+    starts = np.array([0, 36, 144])
+    assert {(i, place) for i, place in pairs} == {
+        (int(i), int(x - starts[i])) for x in drawn for i in [np.sum(starts[1:] <= x)]
+    }
+
+
+def test_the_image_score_counts_the_patches_of_all_views():
+    model = PatchModel(top=0.1, sample=200, rows=50).fit(made_up(i) for i in range(9))
+    grids, score = model.score(made_up(20, odd=True, n_views=3))
+    assert [grid.shape for grid in grids] == [(6, 6)] * 3
+    highest = np.sort(np.concatenate(grids, axis=None))[-11:]  # a tenth of 108
+    assert score == pytest.approx(highest.mean())
+    singly = [model.score([view])[0][0] for view in made_up(20, odd=True, n_views=3)]
+    np.testing.assert_array_equal(grids, singly)
+
+
+@pytest.mark.parametrize("operator", ["calibrated", "knn", "knnn"])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_restored_model_scores_the_same(operator, whiten):
+    model = PatchModel(operator=operator, whiten=whiten, sample=200, rows=60, reweight=not whiten)
+    model.fit(made_up(i, n_views=1 + i % 2) for i in range(8))
+    content = safetensors.numpy.save(model.arrays())
+    told = json.loads(json.dumps(model.settings()))
+    again = PatchModel.restore(told, safetensors.numpy.load(content))
+    assert again.settings() == model.settings()
+    assert (again.usual, again.grid) == (model.usual, model.grid)
+    assert again.pixel_threshold() == model.pixel_threshold()
+    np.testing.assert_array_equal(again.good_scores, model.good_scores)
+    np.testing.assert_array_equal(again.bank.boxes, model.bank.boxes)
+    for left_out in (None, 3):
+        views = made_up(50, odd=True, n_views=2)
+        grids, score = model.score(views, left_out)
+        grids_again, score_again = again.score(views, left_out)
+        np.testing.assert_array_equal(grids, grids_again)
+        assert score == score_again
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(monkeypatch):
+    taken = []
+
+    def images():
+        for i in range(50):
+            taken.append(i)
+            yield made_up(i, n_views=100)  # 115 kB each
+
+    usage = shutil.disk_usage(tempfile.gettempdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
+    with pytest.raises(InputError, match=r"the disk is too small.*about 0.0058 GB for 50 images"):
+        PatchModel().fit(images(), total=50)
+    assert len(taken) == 1
+
+
+class SmallDisk(io.FileIO):
+    """A file with room for 10,000 bytes; like a real one it takes what still fits."""
+
+    def write(self, content):
+        room = 10_000 - self.tell()
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content[:room])
+
+
+def test_a_disk_that_becomes_full(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", lambda buffering: SmallDisk(tmp_path / "spool", "w+")
+    )
+    PatchModel().fit(made_up(i) for i in range(8))  # 1,152 bytes each
+    told = re.escape(tempfile.gettempdir()) + ": the disk is too small; .* more than 1e-05 GB. Set"
+    with pytest.raises(InputError, match=told):
+        PatchModel().fit(made_up(i) for i in range(9))
 
 
 # --------------------------------------------------------------------------------- maps
@@ -361,16 +469,24 @@ def test_models_that_cannot_be():
 
 def test_a_map_of_the_whole_image():
     scores = np.array([[0.0, 1.0], [2.0, 3.0]])
-    found = to_image(scores, (8, 4))
+    found = to_image([scores], (8, 4))
     assert found.shape == (4, 8)
-    np.testing.assert_allclose(found, resized(scores.astype(np.float32), 4, 8))
+    np.testing.assert_allclose(found, resized(scores.astype(np.float32), 4, 8), rtol=1e-6)
 
 
 def test_what_was_not_looked_at_is_nan():
-    found = to_image(np.ones((2, 2)), (10, 10), (2.0, 0.0, 10.0, 5.0))
+    found = to_image([np.ones((2, 2))], (10, 10), [(2.0, 0.0, 10.0, 5.0)])
     assert np.isnan(found[:, :2]).all()
     assert np.isnan(found[5:]).all()
     assert (found[:5, 2:] == 1).all()
+
+
+def test_overlapping_views_are_blended_without_seams():
+    # 1 until 4 and 3 from 6 on; in between the weights are 1.5 : 0.5 and 0.5 : 1.5, of 3 and 5
+    found = to_image(
+        [np.full((1, 1), 1.0), np.full((1, 1), 3.0)], (10, 1), [(0, 0, 6, 1), (4, 0, 10, 1)]
+    )
+    np.testing.assert_allclose(found[0], [1, 1, 1, 1, 1.5, 2.5, 3, 3, 3, 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("geometry", ["crop", "whole", "letterbox"])
@@ -384,11 +500,15 @@ def test_a_spot_is_found_again_where_it_was(geometry, region, size):
     picture = Image.fromarray(np.repeat(spot.astype(np.uint8)[:, :, None], 3, axis=2))
     preprocessing = Preprocessing(64, geometry=geometry, region=region)
     grid = preprocessing(picture)[0, :, :, 0]
-    found = to_image(grid, size, preprocessing.seen(*size))
+    found = to_image([grid], size, [preprocessing.seen(*size)])
     row, column = np.unravel_index(np.nanargmax(found), found.shape)
     assert abs(column + 0.5 - at[0]) < width / 64 + 1
     assert abs(row + 0.5 - at[1]) < height / 64 + 1
     assert np.isnan(found).any() == (region is not None or geometry == "crop")
+
+
+def test_the_box_of_a_patch():
+    assert patch_box((10, 0, 30, 60), (6, 4), 2, 1) == (15, 20, 20, 30)
 
 
 def test_regions_by_hand():

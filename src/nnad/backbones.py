@@ -115,9 +115,16 @@ class Backbone:
             raise BackboneError(f"backbone {self.name!r}: gives maps; a feature needs a pooling")
         return int(self._session.get_outputs()[0].shape[1])
 
-    def maps(self, image: Image.Image) -> list[Features]:
-        """The maps (H, W, C) of an RGB image, one a stage; only with the pooling `map`."""
-        views = self.preprocessing(image)  # (V, h, w, 3)
+    def maps(
+        self, image: Image.Image, preprocessing: Preprocessing | None = None
+    ) -> list[Features]:
+        """The maps (H, W, C) of an RGB image, one a stage; only with the pooling `map`.
+
+        Args:
+            image: of any size.
+            preprocessing: another than the backbone's own, such as for a part of an image.
+        """
+        views = (preprocessing or self.preprocessing)(image)  # (V, h, w, 3)
         if not self.gives_maps:
             raise BackboneError(f"backbone {self.name!r}: load it with pooling='map'")
         if len(views) > 1:

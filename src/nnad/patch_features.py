@@ -18,21 +18,29 @@ from PIL import Image
 from scipy import ndimage
 
 from nnad.backbones import Backbone
+from nnad.preprocessing import Preprocessing
 
 Maps = NDArray[np.float32]
 
 RIDGE = 0.1  # in units of the mean eigenvalue
 
 
-def patch_stages(backbone: Backbone, image: Image.Image, neighborhood: int = 3) -> list[Maps]:
+def patch_stages(
+    backbone: Backbone,
+    image: Image.Image,
+    neighborhood: int = 3,
+    preprocessing: Preprocessing | None = None,
+) -> list[Maps]:
     """An RGB image -> (H', W', C) of each stage, all on the grid of the finest.
 
     Args:
         backbone: one that was loaded with the pooling `map`.
         image: of any size.
         neighborhood: side of the square of places that is averaged around each; 1 for none.
+        preprocessing: another than the backbone's own.
     """
-    return aligned([neighborhood_mean(x, neighborhood) for x in backbone.maps(image)])
+    maps = backbone.maps(image, preprocessing)
+    return aligned([neighborhood_mean(x, neighborhood) for x in maps])
 
 
 def neighborhood_mean(stage: Maps, size: int) -> Maps:

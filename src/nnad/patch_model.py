@@ -1,6 +1,6 @@
 """Patch scores from start to end: good images -> bank and calibration -> maps of new images.
 
-    stages of each good image -> a random sample of patches -> whitening
+    views of each good image -> a random sample of patches -> whitening
         -> coreset -> bank -> scores of the good images, each left out of the bank
 
 The defaults are those that held up on every set that was tried; PatchCore is
@@ -8,8 +8,8 @@ The defaults are those that held up on every set that was tried; PatchCore is
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,10 @@ from nnad.coreset import budget, coreset
 from nnad.errors import InputError
 from nnad.operators.arguments import check_choice, check_count
 from nnad.patch_features import Maps, Whitening, whitened
+from nnad.patch_spool import Spool
 from nnad.patches import (
     PatchBank,
+    Scores,
     calibrated_scores,
     image_score,
     knn_scores,
@@ -28,6 +30,7 @@ from nnad.patches import (
     patchcore_score,
 )
 from nnad.progress import track
+from nnad.tiles import View
 
 OPERATORS = ("calibrated", "knn", "knnn")
 
@@ -45,15 +48,17 @@ class PatchModel:
         projection: dimensions in which the coreset takes distances, None for all.
         seed: of sample and projection.
 
-    After `fit`: `transforms`, of each stage if they whiten; `bank`; `good_scores` (n,), the good
-    images' scores; `good_peaks` (n,), their highest patch scores; `usual`, their median patch
-    score. In these, no image found its own patches in the bank.
+    After `fit`: `transforms`, of each stage if they whiten; `grid`, rows and columns of patches in
+    a view; `bank`, in which a patch's place counts through all views of its image; `good_scores`
+    (n,), the good images' scores; `good_peaks` (n,), their highest patch scores; `usual`, their
+    median patch score. In these, no image found its own patches in the bank.
 
     Raises:
         InputError: an argument is out of range.
     """
 
     transforms: tuple[Whitening, ...]
+    grid: tuple[int, int]
     bank: PatchBank
     good_scores: NDArray[np.float64]
     good_peaks: NDArray[np.float64]
@@ -81,33 +86,33 @@ class PatchModel:
         self.rows, self.share, self.megabytes = rows, share, megabytes
         self.projection, self.seed = projection, seed
 
-    def fit(self, images: Iterable[Sequence[Maps]], *, progress: bool = False) -> Self:
+    def fit(
+        self,
+        images: Iterable[Iterable[View]],
+        *,
+        total: int | None = None,
+        progress: bool = False,
+    ) -> Self:
         """Learn from good images.
 
         Args:
-            images: their stages (H, W, C), all of the same shapes. They wait in a temporary file,
-                so that memory is needed for the sample and one image only.
+            images: the views of each, see `nnad.tiles`; their grids are all of the same shape. They
+                wait in a temporary file, so that memory is needed for the sample and one view only.
+            total: how many images there will be, if that is known: then room for all of them is
+                checked when the first has been written.
             progress: show bars on a terminal.
 
         Raises:
-            InputError: fewer than two images, or the shapes differ.
+            InputError: fewer than two images, the shapes differ, or the disk is too small.
         """
-        with tempfile.TemporaryFile() as file:
-            spool = _Spool(file, images)
+        with tempfile.TemporaryFile(buffering=0) as file:
+            spool = Spool(file, images, total)
             if len(spool) < 2:
                 raise InputError(f"too few good images: {len(spool)}; patches need 2")
-            n_patches = len(spool) * spool.places
-            rng = np.random.default_rng(self.seed)
-            drawn = rng.choice(n_patches, min(self.sample, n_patches), replace=False)
-            drawn.sort()
-            of_image, places = np.divmod(drawn, spool.places)
-            parts = [
-                [stage.reshape(spool.places, -1)[places[of_image == i]] for stage in stages]
-                for i, stages in enumerate(spool)
-            ]
-            sample = [np.concatenate(stage) for stage in zip(*parts, strict=True)]  # (P, C) each
+            self.grid = spool.grid
+            sample, *where = spool.sample(self.sample, self.seed)
             self.transforms = tuple(map(Whitening.fit, sample)) if self.whiten else ()
-            patches = self._joined(sample)
+            patches = self.joined(sample)
             size = budget(
                 len(patches),
                 patches.shape[1],
@@ -122,41 +127,56 @@ class PatchModel:
                         patches, size, projection=self.projection, seed=self.seed, progress=progress
                     )
                 )
-            self._set(PatchBank(patches[chosen], of_image[chosen], places[chosen]))
+            self._set(PatchBank(patches[chosen], *(x[chosen] for x in where)))
             scores, peaks, middles = [], [], []
             everyone = track(spool, len(spool), "good images, each left out", show=progress)
-            for i, stages in enumerate(everyone):
-                found, score = self.score(stages, left_out=i)
+            for i, views in enumerate(everyone):
+                grids, score = self.score(views, left_out=i)
                 scores.append(score)
-                peaks.append(found.max())
-                middles.append(np.median(found))
+                peaks.append(max(grid.max() for grid in grids))
+                middles.append(np.median(np.concatenate([grid.ravel() for grid in grids])))
         self.good_scores, self.good_peaks = np.array(scores), np.array(peaks)
         self.usual = float(np.median(middles))
         return self
 
     def score(
-        self, stages: Sequence[Maps], left_out: int | None = None
-    ) -> tuple[NDArray[np.float64], float]:
-        """Stages (H, W, C) of an image -> patch scores (H, W) and the image score.
+        self, views: Iterable[View], left_out: int | None = None
+    ) -> tuple[list[Scores], float]:
+        """Views of an image -> patch scores (H', W') of each, and the image score over all patches.
+
+        Views are taken one by one. Where they overlap, patches count in each.
 
         Args:
-            stages: as in `fit`.
+            views: one or more, as in `fit`.
             left_out: a good image whose patches do not count.
         """
-        grid = self._joined(stages)
-        patches = grid.reshape(-1, grid.shape[-1])
+        grids, farthest = [], []
+        for view in views:
+            joined = self.joined(view.stages)
+            patches = joined.reshape(-1, joined.shape[-1])
+            grids.append(self._patch_scores(patches, left_out).reshape(joined.shape[:-1]))
+            if self.reweight:  # only the farthest patch of all counts
+                distances = grids[-1]
+                if self.operator != "knn":
+                    distances = knn_scores(self.bank, patches, left_out=left_out)
+                farthest.append(patches[distances.argmax()])
+        if self.reweight:
+            return grids, patchcore_score(self.bank, np.stack(farthest), left_out=left_out)
+        return grids, image_score(np.concatenate([grid.ravel() for grid in grids]), self.top)
+
+    def _patch_scores(self, patches: Maps, left_out: int | None) -> Scores:
+        """(P, D) -> (P,)."""
         match self.operator:
             case "calibrated":
-                scores = calibrated_scores(self.bank, patches, left_out=left_out)
+                return calibrated_scores(self.bank, patches, left_out=left_out)
             case "knn":
-                scores = knn_scores(self.bank, patches, left_out=left_out)
-            case "knnn":
-                scores = knnn_scores(self.bank, self._knnn, patches, left_out=left_out)
-        if self.reweight:
-            of_image = patchcore_score(self.bank, patches, left_out=left_out)
-        else:
-            of_image = image_score(scores, self.top)
-        return scores.reshape(grid.shape[:-1]), of_image
+                return knn_scores(self.bank, patches, left_out=left_out)
+            case _:
+                return knnn_scores(self.bank, self._knnn, patches, left_out=left_out)
+
+    def joined(self, stages: Sequence[Maps]) -> Maps:
+        """Stages (..., C) -> patches (..., D) as they are in the bank."""
+        return whitened(stages, self.transforms) if self.whiten else np.concatenate(stages, axis=-1)
 
     def pixel_threshold(self, false_alarms: float | None = None) -> float:
         """The patch score above which a place is a defect.
@@ -167,8 +187,66 @@ class PatchModel:
         calibration = Calibration(self.good_peaks)
         return calibration.threshold(false_alarms or calibration.default_budget())
 
-    def _joined(self, stages: Sequence[Maps]) -> Maps:
-        return whitened(stages, self.transforms) if self.whiten else np.concatenate(stages, axis=-1)
+    def settings(self) -> dict[str, Any]:
+        """The arguments that it was made with, as JSON."""
+        return {
+            "operator": self.operator,
+            "whiten": self.whiten,
+            "sample": self.sample,
+            "rows": self.rows,
+            "share": self.share,
+            "megabytes": self.megabytes,
+            "top": self.top,
+            "reweight": self.reweight,
+            "projection": self.projection,
+            "seed": self.seed,
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `fit` has learnt, for a saved model."""
+        found = {
+            "bank": self.bank.rows.features,
+            "bank_images": self.bank.images,
+            "bank_places": self.bank.places,
+            "bank_boxes": self.bank.boxes,
+            "grid": np.array(self.grid),
+            "good_scores": self.good_scores,
+            "good_peaks": self.good_peaks,
+            "usual": np.array([self.usual]),
+        }
+        if self.operator == "calibrated":
+            found["bank_spacing"] = self.bank.spacing
+        for i, transform in enumerate(self.transforms):
+            found[f"whitening_{i}_scale"] = np.array([transform.scale])
+            found[f"whitening_{i}_mean"] = transform.mean
+            found[f"whitening_{i}_matrix"] = transform.matrix
+        return found
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The model with these `settings` and `arrays`; it scores the same, bit for bit.
+
+        Raises:
+            InputError: a setting is out of range, or arrays do not fit each other.
+        """
+        model = cls(**settings)
+        model.transforms = tuple(
+            Whitening(
+                float(arrays[f"whitening_{i}_scale"][0]),
+                arrays[f"whitening_{i}_mean"],
+                arrays[f"whitening_{i}_matrix"],
+            )
+            for i in range(sum(name.endswith("_matrix") for name in arrays))
+        )
+        rows, columns = arrays["grid"].tolist()
+        model.grid = rows, columns
+        where = (arrays[f"bank_{name}"] for name in ("images", "places", "boxes"))
+        model._set(PatchBank(arrays["bank"], *where))
+        if "bank_spacing" in arrays:
+            model.bank.spacing = arrays["bank_spacing"]
+        model.good_scores, model.good_peaks = arrays["good_scores"], arrays["good_peaks"]
+        model.usual = float(arrays["usual"][0])
+        return model
 
     def _set(self, bank: PatchBank) -> None:
         self.bank = bank
@@ -176,36 +254,3 @@ class PatchModel:
             from nnad.operators.knnn import KNNN
 
             self._knnn = KNNN(storage="eager").fit(bank.rows)
-
-
-class _Spool:
-    """Stages of many images in a file, to be read several times, one image after the other."""
-
-    def __init__(self, file: IO[bytes], images: Iterable[Sequence[Maps]]) -> None:
-        self._file, self._count = file, 0
-        self._shapes: list[tuple[int, ...]] = []
-        for stages in images:
-            shapes = [stage.shape for stage in stages]
-            self._shapes = self._shapes or shapes
-            if shapes != self._shapes:
-                raise InputError(f"stages: shapes {shapes} after {self._shapes}")
-            for stage in stages:
-                file.write(np.ascontiguousarray(stage, np.float32).data)
-            self._count += 1
-
-    @property
-    def places(self) -> int:
-        """Patches of an image."""
-        return self._shapes[0][0] * self._shapes[0][1]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[list[Maps]]:
-        self._file.seek(0)
-        for _ in range(self._count):
-            contents = (self._file.read(4 * int(np.prod(shape))) for shape in self._shapes)
-            yield [
-                np.frombuffer(content, np.float32).reshape(shape)
-                for content, shape in zip(contents, self._shapes, strict=True)
-            ]

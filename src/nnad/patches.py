@@ -27,16 +27,25 @@ class PatchBank:
         patches: (N, D) float32, N >= 1.
         images: (N,) which good image each is from.
         places: (N,) where in its grid, as row * width + column.
+        boxes: (N, 4) what each covers: left, top, right, bottom in pixels of its image; NaN if that
+            is not told.
 
     Raises:
         InputError: shapes do not fit, or a value is not finite.
     """
 
-    def __init__(self, patches: NDArray[Any], images: NDArray[Any], places: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        patches: NDArray[Any],
+        images: NDArray[Any],
+        places: NDArray[Any],
+        boxes: NDArray[Any] | None = None,
+    ) -> None:
         self.rows = Bank(patches)
         self.images, self.places = np.asarray(images), np.asarray(places)
-        if not len(self.rows) == len(self.images) == len(self.places):
-            raise InputError(f"images, places: expected {len(self.rows)} of each")
+        self.boxes = np.full((len(self), 4), np.nan) if boxes is None else np.asarray(boxes)
+        if not len(self.rows) == len(self.images) == len(self.places) == len(self.boxes):
+            raise InputError(f"images, places, boxes: expected {len(self.rows)} of each")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -96,9 +96,7 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
         """RGB image of any size -> (V, size, size, 3), V views."""
-        if self.mask:
-            seen = _open_mask(self.mask).resize(image.size, Image.Resampling.NEAREST)
-            image = Image.composite(image, Image.new("RGB", image.size, self.zero), seen)
+        image = self.masked(image)
         ways = {"crop": self._crop, "whole": self._whole, "letterbox": self._letterbox}
         pixels = np.asarray(ways[self.geometry](self._cut(image)))
         views = [pixels]  # each (size, size, 3)
@@ -107,6 +105,13 @@ class Preprocessing:
         if self.flips == "both":
             views += [pixels[::-1], pixels[::-1, ::-1]]
         return np.stack(views)
+
+    def masked(self, image: Image.Image) -> Image.Image:
+        """The image with what the mask hides painted over."""
+        if not self.mask:
+            return image
+        seen = _open_mask(self.mask).resize(image.size, Image.Resampling.NEAREST)
+        return Image.composite(image, Image.new("RGB", image.size, self.zero), seen)
 
     @property
     def zero(self) -> tuple[int, int, int]:
