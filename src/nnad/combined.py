@@ -52,8 +52,12 @@ class Combined:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """What `settings` returned, after a trip through JSON."""
-        image, patch = (tuple(map(float, settings[part])) for part in ("image", "patch"))
-        return cls(check_choice("mode", settings["mode"], MODES[1:]), image, patch)
+        (image, image_deviation), (patch, patch_deviation) = settings["image"], settings["patch"]
+        return cls(
+            check_choice("mode", settings["mode"], MODES[1:]),
+            (float(image), float(image_deviation)),
+            (float(patch), float(patch_deviation)),
+        )
 
 
 def _mean_and_deviation(scores: Scores) -> tuple[float, float]:

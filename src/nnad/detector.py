@@ -290,7 +290,7 @@ class Detector(Learnt):
         budget = self._budget(false_alarms)
         threshold = self.patches.model.pixel_threshold(budget)
         for result, located in self._iter_located(images, budget, progress):
-            yield result, located and self.patches.map(located, threshold)
+            yield result, None if located is None else self.patches.map(located, threshold)
 
     def _budget(self, false_alarms: float | None) -> float:
         budget = self.false_alarms if false_alarms is None else false_alarms

@@ -1,7 +1,7 @@
 """What a detector has learnt of good images, and how it changes when these do.
 
-    good images -> their features -> history: which of them count, and every change
-                                  -> scorer: bank, operator, calibration
+good images -> their features -> history: which of them count, and every change
+                              -> scorer: bank, operator, calibration
 """
 
 from collections.abc import Iterable

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nnad.anomaly_maps import Box, Region, regions, to_image
+from nnad.anomaly_maps import Box, Region, patch_box, regions, to_image
 from nnad.backbones import Backbone, Run, from_settings, load_backbone
 from nnad.efficientnet import VARIANTS
 from nnad.errors import BackboneError, ImageError, InputError

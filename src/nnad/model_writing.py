@@ -132,7 +132,7 @@ def _write(folder: Path, saved: Saved) -> None:
         state["categories"] = known.calibration.products
         state["products"] = known.products
     log = json.dumps([asdict(change) for change in history.changes], indent=1).encode()
-    content = {
+    content: dict[str, Any] = {
         "settings": saved.settings,
         "encoder": [put("encoder", "onnx", encoder) for encoder in saved.encoders],
         "bank": [put_segment(segment) for segment in history.segments],

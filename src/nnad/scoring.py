@@ -1,6 +1,6 @@
 """Images -> what is seen in them -> results: what a fitted detector does with new images.
 
-    image -> feature (D,), and with patches where it is odd -> score -> p-value -> decision
+image -> feature (D,), and with patches where it is odd -> score -> p-value -> decision
 """
 
 from collections.abc import Iterable, Iterator
