@@ -60,6 +60,6 @@ class StageFile:
         return found.reshape(-1, self.shapes[stage][-1]).astype(np.float32, copy=False)
 
     def _mapped(self) -> NDArray[Any]:
-        """(images, values), mapped anew each time, so that what was read does not stay in memory."""
+        """(images, values), mapped anew each time: what was read does not stay in memory."""
         shape = self._count, int(self._ends[-1])
         return np.asarray(np.memmap(self._file, self._precision, "r", shape=shape))
