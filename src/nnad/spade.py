@@ -136,9 +136,13 @@ class Spade:
 
     def _patch_scores(self, stage: Maps, gallery: Maps) -> Maps:
         """(H, W, C) against patches (G, C) -> (H, W)."""
+        from nnad.operators.compiled_search import COMPILED
+
         patches = stage.astype(self.precision).reshape(-1, stage.shape[-1])
-        operator = _operator(self.pixel_operator, 1).fit(Bank(gallery))
-        return operator.score(patches).reshape(stage.shape[:-1]).astype(np.float32)
+        bank = Bank(gallery)
+        found = bank.nearest(patches, 1, kernels=COMPILED)
+        scores = _operator(self.pixel_operator, 1).fit(bank).score(patches, found)
+        return scores.reshape(stage.shape[:-1]).astype(np.float32)
 
 
 def _operator(name: str, k: int) -> Operator:
