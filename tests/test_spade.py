@@ -1,4 +1,6 @@
-"""SPADE against numbers by hand and plain loops, and the file its stages are kept in."""
+"""SPADE against numbers by hand and plain loops."""
+
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from nnad.neighbors import Bank
 from nnad.operators.knn import KNN
 from nnad.operators.knnn import KNNN
 from nnad.patch_features import resized
+from nnad.patch_spool import Spool
 from nnad.spade import Spade
-from nnad.stage_file import StageFile
+from nnad.tiles import View
 
 SHAPES = (5, 7, 3), (2, 3, 6)  # not square, and the coarse grid does not divide the fine one
 
@@ -165,17 +168,6 @@ def test_knnn_between_patches():
     np.testing.assert_allclose(model.score(query, query_stages)[0], expected, rtol=1e-5)
 
 
-def test_half_the_disk_space():
-    features, stages = images(5)
-    (query,), (query_stages,) = images(1, seed=1)
-    half = Spade(precision="float16").fit(features, stages)
-    assert (half.score(features[2], stages[2])[0] == 0).all()  # both sides are rounded alike
-    full = Spade().fit(features, stages)
-    np.testing.assert_allclose(
-        half.score(query, query_stages)[0], full.score(query, query_stages)[0], rtol=5e-3
-    )
-
-
 def test_models_that_cannot_be():
     features, stages = images(4)
     with pytest.raises(InputError, match="image_operator='auto'; choose one of knn, knnn"):
@@ -188,6 +180,8 @@ def test_models_that_cannot_be():
         Spade().fit(features[:1], stages[:1])
     with pytest.raises(InputError, match="images: 3, with 4 features"):
         Spade().fit(features, stages[:3])
+    with pytest.raises(InputError, match="stages: shapes"):
+        Spade().fit(features, [*stages[:3], stages[3][:1]])
     with pytest.raises(InputError, match="at least 4"):
         Spade(image_operator="knnn").fit(features[:3], stages[:3])
 
@@ -203,25 +197,12 @@ def test_images_that_cannot_be():
         model.score(features[0], stages[0], left_out=4)
 
 
-# --------------------------------------------------------------------------------- file
-
-
-def test_stages_come_back_as_they_were():
+def test_patches_of_views_in_a_file():
     _, stages = images(5)
-    kept = StageFile(iter(stages))
-    assert len(kept) == 5
-    assert kept.shapes == list(SHAPES)
-    for _ in range(2):
-        for found, expected in zip(kept, stages, strict=True):
-            for a, b in zip(found, expected, strict=True):
-                np.testing.assert_array_equal(a, b)
-    chosen = kept.patches(1, np.array([3, 0]))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        spool = Spool(
+            file, ([View(s, (0, 0, 1, 1)) for s in stages[i:j]] for i, j in [(0, 3), (3, 5)]), None
+        )
+        found = spool.patches(1, np.array([3, 0]))
     expected = np.concatenate([stages[3][1].reshape(-1, 6), stages[0][1].reshape(-1, 6)])
-    np.testing.assert_array_equal(chosen, expected)
-    assert StageFile(stages, "float16").patches(0, np.array([1])).dtype == np.float32
-
-
-def test_files_that_cannot_be():
-    assert len(StageFile([])) == 0
-    with pytest.raises(InputError, match="stages: shapes"):
-        StageFile([images(1)[1][0], [np.zeros(SHAPES[0], np.float32)]])
+    np.testing.assert_array_equal(found, expected)

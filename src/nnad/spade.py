@@ -10,6 +10,8 @@ arXiv 2005.02357, section 3. Both searches are exact, and distances are plain, n
 levels k-NNN can take the place of k-NN, as in the tables of Nizan and Tal, arXiv 2305.17695.
 """
 
+import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -23,10 +25,13 @@ from nnad.operators import Operator
 from nnad.operators.arguments import check_amount, check_choice, check_count
 from nnad.operators.knn import KNN
 from nnad.patch_features import Maps, resized
+from nnad.patch_spool import Spool
 from nnad.progress import track
-from nnad.stage_file import StageFile
+from nnad.tiles import View
 
 OPERATORS = ("knn", "knnn")
+
+_WHOLE = (0.0, 0.0, 1.0, 1.0)  # what a view covers, in images
 
 
 class Spade:
@@ -44,8 +49,6 @@ class Spade:
             costs the image score accuracy, so it is not `k_images`.
         sigma: standard deviation of the Gaussian that smooths the map, in its pixels; 0 for none.
         size: height and width of the map in pixels, those of the network's input.
-        precision: `float32`, or `float16` to keep the stages in half the disk space, rounded; those
-            of new images are then rounded alike.
 
     After `fit`: `good_scores` (N,), the good images' scores, each against the others.
 
@@ -64,7 +67,6 @@ class Spade:
         gallery: int = 50,
         sigma: float = 4.0,
         size: int = 224,
-        precision: str = "float32",
     ) -> None:
         self.image_operator = check_choice("image_operator", image_operator, OPERATORS)
         self.pixel_operator = check_choice("pixel_operator", pixel_operator, OPERATORS)
@@ -72,7 +74,6 @@ class Spade:
         self.gallery = check_count("gallery", gallery)
         self.sigma = check_amount("sigma", sigma)
         self.size = check_count("size", size)
-        self.precision = check_choice("precision", precision, ("float32", "float16"))
 
     def fit(
         self, features: NDArray[Any], images: Iterable[Sequence[Maps]], *, progress: bool = False
@@ -82,21 +83,24 @@ class Spade:
         Args:
             features: (N, D) their pooled features, as they are to be compared.
             images: their stages (H, W, C) in the same order, each stage of its own resolution. They
-                are kept in a temporary file; memory is needed for one image here, and in `score`
-                for the gallery of one stage.
+                are kept in a temporary file as long as this object; memory is needed for one image
+                here, and in `score` for the gallery of one stage.
             progress: show a bar on a terminal.
 
         Raises:
             InputError: fewer than two images (four for k-NNN between images), not one feature for
-                each, or the shapes differ.
+                each, the shapes differ, or the disk is too small.
         """
         self._bank = Bank(features)
         if len(self._bank) < 2:
             raise InputError("too few good images: 1; SPADE needs 2")
-        everyone = track(images, len(self._bank), "good images", show=progress)
-        self._stages = StageFile(everyone, self.precision)
-        if len(self._stages) != len(self._bank):
-            raise InputError(f"images: {len(self._stages)}, with {len(self._bank)} features")
+        total = len(self._bank)
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        weakref.finalize(self, file.close)
+        views = ([View(list(x), _WHOLE)] for x in track(images, total, "images", show=progress))
+        self._spool = Spool(file, views, total)
+        if len(self._spool) != total:
+            raise InputError(f"images: {len(self._spool)}, with {total} features")
         self._images = _operator(self.image_operator, self.k_images).fit(self._bank)
         self.good_scores = self._images.left_out_scores()
         return self
@@ -116,8 +120,8 @@ class Spade:
             InputError: the shapes are others than in `fit`, or there is no such image.
         """
         shapes = [stage.shape for stage in stages]
-        if shapes != self._stages.shapes:
-            raise InputError(f"stages: shapes {shapes}; fitted on {self._stages.shapes}")
+        if shapes != self._spool.shapes:
+            raise InputError(f"stages: shapes {shapes}; fitted on {self._spool.shapes}")
         query = checked_features(feature[None], "feature", dim=self._bank.features.shape[1])
         if left_out is None:
             image_score, absent, most = self._images.score(query)[0], None, len(self._bank)
@@ -130,7 +134,7 @@ class Spade:
 
         total = np.zeros((self.size, self.size), np.float32)
         for i, stage in enumerate(stages):
-            scores = self._patch_scores(stage, self._stages.patches(i, near))
+            scores = self._patch_scores(stage, self._spool.patches(i, near))
             total += resized(scores, self.size, self.size)
         return ndimage.gaussian_filter(total / len(stages), self.sigma), float(image_score)
 
@@ -138,7 +142,7 @@ class Spade:
         """(H, W, C) against patches (G, C) -> (H, W)."""
         from nnad.operators.compiled_search import COMPILED
 
-        patches = stage.astype(self.precision).reshape(-1, stage.shape[-1])
+        patches = stage.reshape(-1, stage.shape[-1])
         bank = Bank(gallery)
         found = bank.nearest(patches, 1, kernels=COMPILED)
         scores = _operator(self.pixel_operator, 1).fit(bank).score(patches, found)
