@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from nnad.errors import ModelError as ModelError
     from nnad.errors import NnadError as NnadError
     from nnad.groups import GroupDetector as GroupDetector
+    from nnad.located import Patches as Patches
+    from nnad.located import patch_backbone as patch_backbone
+    from nnad.patch_model import PatchModel as PatchModel
     from nnad.results import GroupResult as GroupResult
     from nnad.results import Member as Member
     from nnad.results import Neighbor as Neighbor
     from nnad.results import Result as Result
+    from nnad.tiles import Tiles as Tiles
 
 # name -> module; looked up on first use, so that `import nnad` costs nothing (PEP 562)
 _HOME = {
@@ -39,6 +43,10 @@ _HOME = {
     "Ensemble": "ensemble",
     "Detector": "detector",
     "GroupDetector": "groups",
+    "Patches": "located",
+    "patch_backbone": "located",
+    "PatchModel": "patch_model",
+    "Tiles": "tiles",
     "GroupResult": "results",
     "Member": "results",
     "Neighbor": "results",

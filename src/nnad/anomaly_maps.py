@@ -5,7 +5,8 @@ No map is stretched by its own extremes: the same value means the same thing in 
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from nnad.patch_features import bilinear
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-class Region(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Region:
     """A connected region of pixels above a threshold.
 
     Attributes:

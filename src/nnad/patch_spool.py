@@ -28,6 +28,9 @@ class Spool:
         images: the views of each.
         total: how many images there will be, if that is known.
 
+    Attributes:
+        shapes: (H, W, C) of each stage; none without images.
+
     Raises:
         InputError: their shapes differ, an image has none, or the disk is too small.
     """
@@ -36,7 +39,7 @@ class Spool:
         self, file: IO[bytes], images: Iterable[Iterable[View]], total: int | None
     ) -> None:
         self._file, self._written = file, 0
-        self._shapes: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[int, ...]] = []
         self._seen: list[list[Box]] = []  # of each image's views
         for views in images:
             self._seen.append([])
@@ -56,9 +59,9 @@ class Spool:
 
     def _add(self, view: View) -> None:
         shapes = [stage.shape for stage in view.stages]
-        self._shapes = self._shapes or shapes
-        if shapes != self._shapes:
-            raise InputError(f"stages: shapes {shapes} after {self._shapes}")
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            raise InputError(f"stages: shapes {shapes} after {self.shapes}")
         self._seen[-1].append(view.seen)
         for stage in view.stages:
             content = np.ascontiguousarray(stage, np.float32).reshape(-1).view(np.uint8)
@@ -80,7 +83,7 @@ class Spool:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches in a view."""
-        return self._shapes[0][0], self._shapes[0][1]
+        return self.shapes[0][0], self.shapes[0][1]
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -93,10 +96,22 @@ class Spool:
 
     def _read(self) -> list[Maps]:
         stages = []
-        for shape in self._shapes:
+        for shape in self.shapes:
             content = self._file.read(4 * math.prod(shape))
             stages.append(np.frombuffer(content, np.float32).reshape(shape))
         return stages
+
+    def patches(self, stage: int, views: Rows) -> Maps:
+        """(K,) views, counted through all images -> (K * H * W, C) all their patches at a stage.
+
+        Not while views are read one after the other.
+        """
+        sizes = [math.prod(shape) for shape in self.shapes]
+        shape = self._written // (4 * sum(sizes)), sum(sizes)
+        # mapped anew each time, so that what was read before does not stay in memory
+        values = np.asarray(np.memmap(self._file, np.float32, "r", shape=shape))
+        start = sum(sizes[:stage])
+        return values[views, start : start + sizes[stage]].reshape(-1, self.shapes[stage][-1])
 
     def sample(self, size: int, seed: int) -> tuple[list[Maps], Rows, Rows, NDArray[np.float64]]:
         """Patches drawn from all alike, without repetition, by image and place.
