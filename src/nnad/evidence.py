@@ -254,7 +254,7 @@ def _explanation(
         nearest=_nearest(scorer, names, scored.nearest),
         features=() if shares is None else _features(scorer, names, labels, query, shares),
         features_for_half=None if shares is None else _for_half(shares),
-        sets=() if shares is None else _sets(operator, query),
+        sets=_sets(operator, query) if by_features and detector.mode != "patch" else (),
         note=note,
         product=calibration.product_names[product] or None,
         patch=_patch(scorer, names, by_features, seen.located),
