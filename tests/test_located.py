@@ -15,7 +15,9 @@ from PIL import Image
 from nnad import Detector, ImageError, InputError, evidence
 from nnad.evidence_sheet import evidence_sheet
 from nnad.located import Patches, patch_backbone
+from nnad.map_files import MapFolder
 from nnad.patch_model import PatchModel
+from nnad.results import Result
 from nnad.tiles import Tiles
 
 NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
@@ -205,11 +207,13 @@ def test_the_command(good_folder, folder, tmp_path):
     out = tmp_path / "maps"
     run(*("score", model, folder, "--csv", tmp_path / "s.csv", "--json", tmp_path / "s.json"),
         *("--maps", out))  # fmt: skip
-    rows = {Path(row["path"]).stem: row for row in csv.DictReader((tmp_path / "s.csv").open())}
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    rows = {Path(row["path"]).stem: row for row in csv.DictReader(lines)}
     told = {Path(r["name"]).stem: r for r in json.loads((tmp_path / "s.json").read_text())}
-    box = told["spot"]["regions"][0]["box"]
-    assert rows["spot"]["regions"].split(";")[0] == " ".join(map(str, box))
-    assert rows["good_0"]["regions"] == ""
+    assert told["spot"]["regions"]
+    for name, row in rows.items():
+        boxes = [" ".join(map(str, region["box"])) for region in told[name]["regions"]]
+        assert row["regions"] == "; ".join(boxes)
     assert {p.name for p in out.iterdir()} == {
         f"{name}_{kind}"
         for name in ("good_0", "good_1", "spot")
@@ -225,3 +229,20 @@ def test_the_command(good_folder, folder, tmp_path):
     assert "fit again" in run("add", model, folder / "good_0.png", status=2).stderr
     run("fit", good_folder, "--model", tmp_path / "n", "--bank", "600", status=2)
     run(*("fit", good_folder, "--model", tmp_path / "n", "--mode", "both", "--bank", "x"), status=2)
+
+
+def test_maps_of_images_with_like_names(tmp_path):
+    pictures = [tmp_path / "in" / name for name in ("a/x.png", "b/x.png", "b/x.bmp")]
+    for path in pictures:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(0)).save(path)
+    files = MapFolder(tmp_path / "out", map(str, pictures))
+    for path in pictures:
+        files.add(Result(str(path)), np.zeros((60, 80), np.float32))
+    found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*_mask.png")}
+    assert found == {"a/x_mask.png", "b/x.png_mask.png", "b/x.bmp_mask.png"}
+    with pytest.raises(InputError, match="does not exist"):
+        MapFolder(tmp_path / "no" / "out", ["x.png"])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be made"):
+        MapFolder(tmp_path / "file", ["x.png"])

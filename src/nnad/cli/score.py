@@ -26,6 +26,10 @@ def score(
         Optional[str],  # noqa: UP045
         typer.Option(help="Draw the anomalies beside their nearest good images (.png, .jpg)."),
     ] = None,
+    maps: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A folder for overlays, masks and maps of where images are odd."),
+    ] = None,
     false_alarms: FalseAlarms = None,
     fdr: Fdr = None,
     stream: Annotated[
@@ -52,8 +56,10 @@ def score(
         raise typer.BadParameter("--fdr takes the place of --false-alarms")
     if stream is not None and false_alarms is not None:
         raise typer.BadParameter("--stream decides by --fdr, not by --false-alarms")
+    if maps is not None and (stream is not None or fdr is not None):
+        raise typer.BadParameter("--maps goes with --false-alarms, not with --fdr or --stream")
     state = None if stream is None else str(stream)
-    check_outputs([p for p in (csv, json, picture, state) if p is not None], model, images)
+    check_outputs([p for p in (csv, json, picture, maps, state) if p is not None], model, images)
     if picture:
         check_picture(picture)
     detector = Detector.load(model, device=device)
@@ -64,6 +70,9 @@ def score(
     elif fdr is not None:
         scored = iter(detector.score(images, fdr=fdr, progress=True))
         rule = f"at a false discovery rate of {fdr:g}"
+    elif maps is not None:
+        scored = _with_maps(detector, images, maps, false_alarms)
+        rule = at_budget(detector.false_alarms if false_alarms is None else false_alarms)
     else:
         scored = detector.iter_scores(images, false_alarms=false_alarms, progress=True)
         rule = at_budget(detector.false_alarms if false_alarms is None else false_alarms)
@@ -73,6 +82,8 @@ def score(
     tell_ranking(results, rule, out)
     if fdr is not None and stream is None:
         _tell_fewest(detector, results, fdr)
+    if maps is not None:
+        print(f"{maps}: written", file=out)
     if picture:
         contact_sheet([r for r in results if r.is_anomaly] or results, picture)
         print(f"{picture}: written", file=out)
@@ -101,6 +112,22 @@ def _written(
                 add(result)
             results.append(result)
     return results
+
+
+def _with_maps(
+    detector: "Detector", images: list[str], folder: str, false_alarms: float | None
+) -> Iterator["Result"]:
+    """Results, each after its maps have been written."""
+    from nnad.image_files import find_images
+    from nnad.map_files import MapFolder
+
+    if detector.patches is None:
+        raise typer.BadParameter("--maps: this model has no patches; fit with --mode both or patch")
+    files = MapFolder(folder, [name for name, _ in find_images(images)])
+    for result, found in detector.iter_maps(images, false_alarms=false_alarms, progress=True):
+        if found is not None:
+            files.add(result, found)
+        yield result
 
 
 def _streamed(
