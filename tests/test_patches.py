@@ -212,6 +212,20 @@ def test_an_estimate_is_told_in_words():
     assert 40 < estimate(200_000, 20_000).megabytes < 200
 
 
+def test_the_cost_is_told_beside_the_bar(monkeypatch):
+    labels = []
+
+    def told(items, total, label, *, show, **how):
+        labels.append(label)
+        return items
+
+    monkeypatch.setattr(coreset_module, "track", told)
+    PatchModel(sample=400, rows=20).fit((made_up(i) for i in range(3)), progress=True)
+    PatchModel(sample=400, rows=20).fit(made_up(i) for i in range(3))
+    assert re.fullmatch(r"coreset: about \d+ s and \d+ MB", labels[0])
+    assert labels[1] == "coreset"
+
+
 # ------------------------------------------------------------------------------- scores
 
 BANK = PatchBank(

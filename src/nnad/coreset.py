@@ -62,7 +62,7 @@ def coreset(
         projection: dimensions of the seeded random projection in which distances are taken; None
             takes them as they are.
         seed: of the projection.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal, and beside it what it will cost, see `estimate`.
 
     Returns:
         (n_rows,) rows in the order of their choice; fewer if all others are copies of them.
@@ -76,10 +76,11 @@ def coreset(
     with threadpool_limits(1):
         if projection is not None and projection < patches.shape[1]:
             patches = patches @ random_projection(patches.shape[1], projection, seed)
+        told = f": {estimate(len(patches), n_rows, patches.shape[1])}" if progress else ""
         search = _Search(_whole_numbers(patches), n_rows)
         chosen = np.empty(n_rows, dtype=np.int64)
         farthest = int(search.sq_norms.argmin())  # they are centred: nearest to the mean
-        for n in track(range(n_rows), n_rows, "coreset", show=progress, unit="patches"):
+        for n in track(range(n_rows), n_rows, f"coreset{told}", show=progress, unit="patches"):
             chosen[n] = farthest
             distance, farthest = search.add(farthest)
             if distance == 0:
