@@ -20,7 +20,7 @@ _STRIP = _LINE + _BARS + _LINE
 _ROW = SIDE + CAPTION + MARGIN + _STRIP + 2 * MARGIN
 _GREY = (150, 150, 150)
 _LEGEND = (
-    "Usual here: the distance of that good image to its own nearest one.",
+    "Usual here: the distance of that good image, or patch, to its own nearest one.",
     "Grey bars: scores of the good images, each by others alone. Red dashes: the threshold.",
 )
 _TOP = len(_LEGEND) * _LINE + 2 * MARGIN
@@ -103,7 +103,7 @@ def _draw_row(sheet: Image.Image, y: int, explanation: Explanation) -> None:
     draw_captioned(sheet, (MARGIN, y), explanation.name, caption, colour, box)
     if patch:
         column = SIDE + MARGIN
-        caption = f"oddest place, {patch.score:.2g} of 1"
+        caption = f"oddest place, {patch.score:.2g} (threshold 1)"
         corner = (MARGIN + column, y)
         draw_captioned(sheet, corner, explanation.name, caption, colour, box, crop=True)
         caption = f"{patch.distance:.3g} away (usual here {patch.usual:.3g})"

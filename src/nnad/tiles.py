@@ -63,6 +63,10 @@ class Tiles:
         if not 0 <= self.overlap <= 0.5:
             raise InputError(f"overlap={self.overlap!r}; expected a share from 0 to 0.5")
 
+    def __str__(self) -> str:
+        side = "tiles of the network's size" if self.size is None else f"{self.size} pixel tiles"
+        return f"{side}, overlapping by {self.overlap:.0%} or more"
+
     def boxes(self, width: int, height: int, size: int) -> list[PixelBox]:
         """Left, top, right, bottom of each tile.
 

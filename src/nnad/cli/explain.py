@@ -125,9 +125,10 @@ def _features(e: "Explanation", transform: str, dim: int) -> list[str]:
     if e.note:
         return [f"no single features: {e.note}"]
     wide = max(len(visible(f.label)) for f in e.features[:_FEATURES])
+    whole = "image part" if e.patch else "score"
     values = "features as given" if transform == "raw" else f"values after {transform}"
     lines = [
-        f"half of the score is from {e.features_for_half} of {dim} features; "
+        f"half of the {whole} is from {e.features_for_half} of {dim} features; "
         f"the largest ({values}):",
         f"   share  {'feature':<{wide}}  value    5 to 95 % of good  percentile  nearest in value",
     ]

@@ -104,12 +104,12 @@ def _patches(detector: "Detector") -> list[tuple[str, str]]:
     if not (patches := detector.patches):
         return []
     told = {"patch": "patches alone", "both": "image and patches, each standardised, averaged"}
-    bank, model = patches.model.bank, patches.model
+    bank, model, backbone = patches.model.bank, patches.model, patches.backbone
     budget = detector.false_alarms
     return [
         ("scored", told[detector.mode]),
-        *((f"patch {what}", text) for what, text in patches.backbone.describe()),
-        ("patches seen", str(patches.tiles or "the whole frame")),
+        ("patch network", f"{backbone.name}, stages {backbone.details.get('stages', '')}"),
+        ("patch input", str(patches.tiles or backbone.preprocessing)),
         (
             "patch bank",
             f"{len(bank)} patches of {bank.rows.features.shape[1]} values, "
