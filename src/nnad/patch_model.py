@@ -43,7 +43,8 @@ class PatchModel:
         whiten: whiten each stage, or take the stages as they are.
         sample: good patches, drawn at random, that whitening and coreset are made from.
         rows, share, megabytes: size of the bank, see `budget`; the least of those given.
-        top: share of an image's patches whose mean is its score.
+        top: share of a view's patches whose mean is its score; the image has that of its oddest
+            view.
         reweight: take PatchCore's image score instead.
         projection: dimensions in which the coreset takes distances, None for all.
         seed: of sample and projection.
@@ -142,9 +143,10 @@ class PatchModel:
     def score(
         self, views: Iterable[View], left_out: int | None = None
     ) -> tuple[list[Scores], float]:
-        """Views of an image -> patch scores (H', W') of each, and the image score over all patches.
+        """Views of an image -> patch scores (H', W') of each, and the image score.
 
-        Views are taken one by one. Where they overlap, patches count in each.
+        Views are taken one by one. The image score is that of the oddest view, since in many tiles a
+        small defect would not move a mean over all.
 
         Args:
             views: one or more, as in `fit`.
@@ -162,7 +164,7 @@ class PatchModel:
                 farthest.append(patches[distances.argmax()])
         if self.reweight:
             return grids, patchcore_score(self.bank, np.stack(farthest), left_out=left_out)
-        return grids, image_score(np.concatenate([grid.ravel() for grid in grids]), self.top)
+        return grids, max(image_score(grid, self.top) for grid in grids)
 
     def _patch_scores(self, patches: Maps, left_out: int | None) -> Scores:
         """(P, D) -> (P,)."""
