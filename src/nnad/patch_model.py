@@ -145,7 +145,7 @@ class PatchModel:
     ) -> tuple[list[Scores], float]:
         """Views of an image -> patch scores (H', W') of each, and the image score.
 
-        Views are taken one by one. The image score is that of the oddest view, since in many tiles a
+        Views are taken one by one. The image score is that of the oddest view: among many tiles, a
         small defect would not move a mean over all.
 
         Args:
