@@ -33,6 +33,16 @@ from nnad.progress import track
 from nnad.tiles import View
 
 OPERATORS = ("calibrated", "knn", "knnn")
+PRESETS: dict[str, dict[str, Any]] = {  # arguments of `PatchModel`
+    **{operator: {"operator": operator} for operator in OPERATORS},
+    "patchcore": {
+        "operator": "knn",
+        "whiten": False,
+        "reweight": True,
+        "rows": None,
+        "share": 0.1,
+    },
+}
 
 
 class PatchModel:
