@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from nnad import __version__
+from nnad.cli.bench import bench
 from nnad.cli.clean import clean
 from nnad.cli.demo import demo
 from nnad.cli.drift import drift
@@ -41,6 +42,7 @@ for _command in (
     score,
     explain,
     evaluate,
+    bench,
     add,
     remove,
     budget,

@@ -1,0 +1,117 @@
+"""Comparisons on labelled images."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from nnad import CallableBackbone, InputError, load_backbone
+from nnad.bench import bench, held_out
+from nnad.choice import chosen_gain
+from nnad.datasets import load_dataset
+
+NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """14 good training images, 2 good test images, 10 anomalies with masks, a broken file."""
+    root = tmp_path_factory.mktemp("discs")
+    for i in range(56):
+        kind = "train/good" if i < 44 else "test/good" if i < 46 else "test/bar"
+        path = root / kind / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(i, odd="bar" in kind)).save(path)
+        if "bar" in kind:
+            mask = root / "ground_truth/bar" / f"{i:02}_mask.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            y, x = np.mgrid[:60, :80]
+            Image.fromarray(((np.abs(x - y * 1.3) < 9) * 255).astype(np.uint8)).save(mask)
+    (root / "test/good/broken.png").write_bytes(b"no picture")
+    return root
+
+
+def blind(pixels):
+    """A network that sees the colour of one corner."""
+    return pixels[:, -4:, :4].reshape(len(pixels), -1).astype(np.float32)
+
+
+def test_the_default_stays_unless_another_gains(tree):
+    backbones = [load_backbone(size=64), CallableBackbone(blind, size=64)]
+    seeing_first = bench(load_dataset(tree), backbones, modes=["image"], operators=["knn"])
+    seeing, other = seeing_first.rows
+    assert seeing.auroc.value > 0.95 > other.auroc.value
+    assert seeing_first.recommended == seeing_first.best == seeing.candidate
+    blind_first = bench(load_dataset(tree), backbones[::-1], modes=["image"], operators=["knn"])
+    assert blind_first.recommended == seeing.candidate
+    assert blind_first.gain.low > 0
+    assert "chosen by your labels" in blind_first.reason
+    assert (blind_first.good, blind_first.good_tested, blind_first.anomalies) == (33, 13, 10)
+    assert [r.name.rpartition("/")[2] for r in blind_first.skipped] == ["broken.png"]
+
+
+def test_too_few_labels_choose_nothing(tree):
+    dataset = load_dataset(tree)
+    few = held_out(dataset)
+    kept = np.flatnonzero(few.is_anomaly(few.test))[:4]
+    rows = np.append(kept, np.flatnonzero(~few.is_anomaly(few.test)))
+    few = type(few)(few.name, few.layout, few.classes, few.train, few.test.take(rows), few.good)
+    backbones = [CallableBackbone(blind, size=64), load_backbone(size=64)]
+    report = bench(few, backbones, modes=["image"], operators=["knn"])
+    assert report.gain is None
+    assert report.recommended == report.rows[0].candidate != report.best
+    with pytest.raises(InputError, match="anomalies"):
+        bench(
+            type(few)(few.name, few.layout, few.classes, few.train, few.test.take([]), few.good),
+            backbones,
+            modes=["image"],
+        )
+
+
+def test_a_choice_among_equals_gains_nothing():
+    rng = np.random.default_rng(0)
+    odd = np.arange(120) >= 60
+    noise = rng.normal(size=(20, 120))
+    noise[0] = np.tile(np.arange(60), 2)  # AUROC 0.5
+    best = max(roc_auc_score(odd, each) for each in noise) - roc_auc_score(odd, noise[0])
+    gain = chosen_gain(noise, odd)
+    assert best > 0.05  # what the table promises
+    assert gain.value < best / 2  # and what is true
+    assert gain.low < 0
+    better = noise.copy()
+    better[7] += 3 * odd
+    assert chosen_gain(better, odd).low > 0
+
+
+def test_training_images_are_spared_for_the_test(tree):
+    dataset = held_out(load_dataset(tree))
+    assert (len(dataset.train), len(dataset.test)) == (33, 24)
+    assert not set(dataset.train.names) & set(dataset.test.names)
+    again = held_out(dataset)
+    assert again.train.names == dataset.train.names
+
+
+def test_the_command(tree, tmp_path):
+    done = subprocess.run(
+        [
+            *(NNAD, "bench", tree, "--operators", "knn"),
+            *("--modes", "image,patch,both", "--json", tmp_path / "b.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "broken.png" in done.stderr
+    report = json.loads((tmp_path / "b.json").read_text())[0]
+    assert [row["candidate"]["mode"] for row in report["rows"]] == ["image", "patch", "both"]
+    assert report["rows"][1]["pixels"][0] > 0.8  # AUROC of pixels
+    assert report["rows"][0]["pixels"] is None
+    assert "nnad fit GOOD --model M --backbone efficientnet-lite0 --mode" in done.stdout
