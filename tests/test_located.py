@@ -227,6 +227,9 @@ def test_the_command(good_folder, folder, tmp_path):
     explained = run("explain", model, folder / "spot.png", "--picture", tmp_path / "e.png")
     assert "oddest place: x " in explained.stdout
     assert "fit again" in run("add", model, folder / "good_0.png", status=2).stderr
+    patchcore = ("--mode", "patch", "--patch-operator", "patchcore", "--bank", "5%")
+    run("fit", good_folder, "--model", tmp_path / "p", *patchcore, "--patch-size", "128")
+    run("score", tmp_path / "p", folder)
     run("fit", good_folder, "--model", tmp_path / "n", "--bank", "600", status=2)
     run(*("fit", good_folder, "--model", tmp_path / "n", "--mode", "both", "--bank", "x"), status=2)
 

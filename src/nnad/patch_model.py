@@ -33,6 +33,16 @@ from nnad.progress import track
 from nnad.tiles import View
 
 OPERATORS = ("calibrated", "knn", "knnn")
+PRESETS: dict[str, dict[str, Any]] = {  # arguments of `PatchModel`
+    **{operator: {"operator": operator} for operator in OPERATORS},
+    "patchcore": {
+        "operator": "knn",
+        "whiten": False,
+        "reweight": True,
+        "rows": None,
+        "share": 0.1,
+    },
+}
 
 
 class PatchModel:
@@ -145,7 +155,7 @@ class PatchModel:
     ) -> tuple[list[Scores], float]:
         """Views of an image -> patch scores (H', W') of each, and the image score.
 
-        Views are taken one by one. The image score is that of the oddest view, since in many tiles a
+        Views are taken one by one. The image score is that of the oddest view: among many tiles, a
         small defect would not move a mean over all.
 
         Args:

@@ -1,13 +1,16 @@
 """`nnad fit`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry, Transform
 from nnad.cli.telling import promise, tell_passed_over, tell_unread
 from nnad.errors import counted
+
+if TYPE_CHECKING:
+    from nnad.patch_model import PatchModel
 
 
 def fit(
@@ -77,6 +80,12 @@ def fit(
         Optional[str],  # noqa: UP045
         typer.Option(help="Which layers make patches, for example s16b,s32a or layer2,layer3."),
     ] = None,
+    patch_operator: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="How patches are scored: calibrated (the default), knn, knnn, patchcore."
+        ),
+    ] = None,
     tile: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Cut images into tiles of so many pixels: small defects, large images."),
@@ -95,7 +104,6 @@ def fit(
     from nnad.located import SIZE, Patches, patch_backbone
     from nnad.model_writing import check_writable
     from nnad.operators import Operator
-    from nnad.patch_model import PatchModel
     from nnad.tiles import Tiles
 
     check_writable(model, overwrite=overwrite)
@@ -117,8 +125,8 @@ def fit(
             raise typer.BadParameter("--preset stands for --transform, --operator and --k")
         transform, scorer = presets.preset(preset)
     patches = None
-    if mode == "image" and (patch_size, patch_stages, tile, bank) != (None,) * 4:
-        raise typer.BadParameter("--patch-size, --patch-stages, --tile, --bank: with --mode both")
+    if mode == "image" and (patch_size, patch_stages, patch_operator, tile, bank) != (None,) * 5:
+        raise typer.BadParameter("--patch-*, --tile and --bank go with --mode both or patch")
     if mode in ("patch", "both"):
         patches = Patches(
             patch_backbone(
@@ -131,7 +139,7 @@ def fit(
                 device=device,
             ),
             tiles=None if tile is None else Tiles(tile),
-            model=PatchModel() if bank is None else PatchModel(**_bank(bank)),
+            model=_patch_model(patch_operator or "calibrated", bank),
         )
     detector = Detector(
         network,
@@ -156,14 +164,23 @@ def _names(stages: str) -> list[str]:
     return [stage.strip() for stage in stages.split(",")]
 
 
-def _bank(size: str) -> dict[str, Any]:
-    """The argument of `PatchModel` that a size stands for."""
+def _patch_model(operator: str, bank: str | None) -> "PatchModel":
+    from nnad.operators.arguments import check_choice
+    from nnad.patch_model import PRESETS, PatchModel
+
+    preset = PRESETS[check_choice("--patch-operator", operator, tuple(PRESETS))]
+    return PatchModel(**{**preset, **(_size(bank) if bank else {})})
+
+
+def _size(size: str) -> dict[str, Any]:
+    """The arguments of `PatchModel` that the size of a bank stands for."""
     kinds = (("%", "share", 0.01), ("MB", "megabytes", 1.0))
     try:
         for unit, argument, factor in kinds:
             if size.endswith(unit):
-                return {"rows": None, argument: factor * float(size.removesuffix(unit))}
-        return {"rows": int(size)}
+                number = factor * float(size.removesuffix(unit))
+                return {"rows": None, "share": None, argument: number}
+        return {"rows": int(size), "share": None}
     except ValueError:
         raise typer.BadParameter("--bank: a number such as 4000, 10% or 20MB") from None
 
