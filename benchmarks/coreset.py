@@ -11,13 +11,12 @@ peak of memory above what was there before, each in a process of its own.
 """
 
 import argparse
-import resource
-import time
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import measured
 from numpy.typing import NDArray
 from provenance import write_rows
 from threadpoolctl import threadpool_limits
@@ -78,14 +77,10 @@ def measure(system: str, vectors: NDArray[np.float32], count: int) -> tuple[Any,
     ours = system == "nnad"
     if not ours:
         vectors = coreset._whole_numbers(vectors)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with threadpool_limits(usable_cores() if system.endswith("all cores") else 1):
-        start, cpu = time.perf_counter(), time.process_time()
-        chosen = coreset.coreset(vectors, count) if ours else plain_loop(vectors, count)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
-    told = {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak}
-    return chosen, told
+        return measured(
+            lambda: coreset.coreset(vectors, count) if ours else plain_loop(vectors, count)
+        )
 
 
 def main() -> None:
