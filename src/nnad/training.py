@@ -36,6 +36,7 @@ def train(
     batch_size: int,
     seed: int = 0,
     on_epoch: Callable[[int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     clip_norm: float | None = None,
     checkpoint: Path | None = None,
     run: Mapping[str, Any] | None = None,
@@ -59,6 +60,8 @@ def train(
         on_epoch: called with the epoch's number, from 0, before its first step and again when it is
             resumed: sets what belongs to it, such as train or eval mode and the learning rate.
             By default all modules are set to train mode.
+        on_step: called before each step with its number, from 0, and the number of all steps: for a
+            learning rate that changes with every step.
         clip_norm: largest norm of the gradient of all trained weights together.
         checkpoint: the file to resume from if it is there, and to write.
         run: what else makes this run this one, as JSON: settings, `digest` of the data.
@@ -102,6 +105,8 @@ def train(
             if place == 0 or first:
                 model.train() if on_epoch is None else on_epoch(epoch)
                 first = False
+            if on_step is not None:
+                on_step(step, epochs * steps)
             value = loss(_batches(order, batch_size)[place])
             if not torch.isfinite(value):
                 raise TrainingError(
