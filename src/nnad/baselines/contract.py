@@ -161,7 +161,7 @@ class Baseline(ABC):
         checked = check_images(images)
         if checked.shape[1:] != self.shape:
             raise InputError(
-                f"images: of shape {checked.shape[1:]} each; {self.title} was fitted on {self.shape}"
+                f"images: {checked.shape[1:]} each; {self.title} was fitted on {self.shape}"
             )
         return checked
 

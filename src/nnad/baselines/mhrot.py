@@ -30,6 +30,7 @@ _PAPER = {
     "network": "resnet18",
     "depth": None,
     "widen": None,
+    "shrink": 1,
     "epochs": 5,
     "batch_size": 256,
     "learning_rate": 0.1,
@@ -37,6 +38,7 @@ _PAPER = {
     "flip": True,
 }
 _RECONSTRUCTED = {"network": "wrn", "depth": 16, "widen": 4, "batch_size": 128}
+_LESS = {"depth": 10, "widen": 1, "shrink": 2, "epochs": 2}
 
 
 class MHRot(NetworkBaseline):
@@ -44,6 +46,7 @@ class MHRot(NetworkBaseline):
 
     Settings:
         network: `resnet18`, or `wrn` with `depth` and `widen` (16 and 4).
+        shrink: pixels to a side that are averaged into one; 1, so none.
         epochs: over all images under all transforms; 5.
         batch_size: transformed images a step; 256 (64 times 4 rotations), 128 with `wrn`.
         learning_rate: of SGD with Nesterov momentum 0.9, falling to 0 by a cosine; 0.1.
@@ -58,7 +61,7 @@ class MHRot(NetworkBaseline):
     presets = {  # noqa: RUF012
         "paper": _PAPER,
         "32px reconstruction": _PAPER | _RECONSTRUCTED,
-        "small": _PAPER | _RECONSTRUCTED | {"depth": 10, "widen": 1, "epochs": 1},
+        "small": _PAPER | _RECONSTRUCTED | _LESS,
     }
 
     def _build(self) -> nn.Module:
