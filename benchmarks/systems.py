@@ -52,7 +52,7 @@ NEIGHBOURS = {  # on features of the embedded backbone: transform and operator
 }
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "ocsvm": ("ocsvm", {}),
-    "ocsvm-features": ("ocsvm", {"on": "features"}),
+    "ocsvm-features": ("ocsvm", {"features": True}),
     "ocsvm-hindsight": ("ocsvm", {"hindsight": True}),
     "deep-svdd": ("deep-svdd", {}),
     "geom": ("geom", {}),
@@ -167,7 +167,8 @@ def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, An
     }
     what = [system, task.data, task.part, len(task.train), len(task.test), arguments.preset]
     if system in BASELINES:  # its settings
-        what.append(repr(make_baseline(BASELINES[system][0], arguments.preset)))
+        name, settings = BASELINES[system]
+        what.append(repr(make_baseline(name, arguments.preset, **settings)))
     key = hashlib.sha256(json.dumps([*what, arguments.device]).encode()).hexdigest()[:16]
     path = arguments.cells / f"{key}.json"
     if not path.exists():

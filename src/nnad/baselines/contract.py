@@ -44,6 +44,7 @@ class Baseline(ABC):
     name: ClassVar[str]
     title: ClassVar[str]  # as the paper writes it
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    switches: ClassVar[Mapping[str, str]] = {}  # settings that are off, and what they are called
 
     def __init__(
         self, preset: str = "paper", *, seed: int = 0, device: str = "cpu", **changes: Any
@@ -65,10 +66,12 @@ class Baseline(ABC):
     @property
     def full_title(self) -> str:
         """The title, and how this differs from the paper's system: `GEOM (small)`."""
-        if self.preset != "paper":
-            return f"{self.title} ({self.preset})"
-        changed = self.settings != dict(self.presets["paper"])
-        return f"{self.title} (changed settings)" if changed else self.title
+        own = self.presets[self.preset]
+        changed = {key for key in own if self.settings[key] != own[key]}
+        notes = [] if self.preset == "paper" else [self.preset]
+        notes += [told for key, told in self.switches.items() if key in changed]
+        notes += ["changed settings"] if changed - self.switches.keys() else []
+        return f"{self.title} ({', '.join(notes)})" if notes else self.title
 
     @abstractmethod
     def fit(

@@ -57,6 +57,7 @@ class GOAD(NetworkBaseline):
         "paper": _PAPER,
         "small": _PAPER | {"widen": 1, "shrink": 2, "shift": 4, "epochs": 1},
     }
+    switches = {"legacy": "legacy: with the public code's mistakes"}  # noqa: RUF012
 
     def _build(self) -> nn.Module:
         check_square(self.shape, self.title)

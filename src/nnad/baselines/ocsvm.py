@@ -21,14 +21,13 @@ from nnad.baselines.contract import Arrays, Baseline, Images, check_images
 from nnad.errors import ImageError, InputError
 from nnad.features import extract
 from nnad.image_files import find_images
-from nnad.operators.arguments import check_choice
 from nnad.transforms import root
 
 NUS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 GAMMAS = tuple(2.0**i for i in range(-7, 3))
 _ROWS = 1000  # scored at a time
 _SETTINGS = {
-    "on": "pixels",
+    "features": False,
     "nu": 0.1,
     "gamma": None,
     "backbone": "efficientnet-lite0",
@@ -41,7 +40,8 @@ class OCSVM(Baseline):
     """Scikit-learn's `OneClassSVM` with the kernel exp(-gamma |x - y|^2).
 
     Settings:
-        on: `pixels`, as numbers in [-1, 1], or `features` of a backbone under the root transform.
+        features: work on features of a backbone under the root transform; by default on pixels as
+            numbers in [-1, 1].
         nu: the share of good images outside; 0.1.
         gamma: of the kernel; None is 1 / (D * variance of the training vectors).
         backbone: a name, for features.
@@ -56,26 +56,20 @@ class OCSVM(Baseline):
     name = "ocsvm"
     title = "OC-SVM"
     presets = {"paper": _SETTINGS, "small": _SETTINGS | {"most": 1000}}  # noqa: RUF012
+    switches = {  # noqa: RUF012
+        "features": "on features",
+        "hindsight": "hindsight: chosen by the test labels",
+    }
 
     def __init__(
         self, preset: str = "paper", *, seed: int = 0, device: str = "cpu", **changes: Any
     ) -> None:
         super().__init__(preset, seed=seed, device=device, **changes)
-        check_choice("on", self.settings["on"], ("pixels", "features"))
         nu, gamma = self.settings["nu"], self.settings["gamma"]
         if not 0 < nu <= 1:
             raise InputError(f"nu={nu!r}; expected a number above 0, at most 1")
         if gamma is not None and not gamma > 0:
             raise InputError(f"gamma={gamma!r}; expected a number above 0, or None")
-
-    @property
-    def full_title(self) -> str:
-        """The title, the vectors it works on, and whether it was chosen with hindsight."""
-        on = " on features" if self.settings["on"] == "features" else ""
-        chosen = ", hindsight: chosen by the test labels" if self.settings["hindsight"] else ""
-        small = ", small" if self.preset == "small" else ""
-        told = (small + chosen).removeprefix(", ")
-        return f"{self.title}{on}" + (f" ({told})" if told else "")
 
     def fit(
         self,
@@ -125,7 +119,7 @@ class OCSVM(Baseline):
 
     def _vectors(self, images: Images) -> NDArray[np.float64]:
         """Images (N, H, W, C) -> (N, D)."""
-        if self.settings["on"] == "pixels":
+        if not self.settings["features"]:
             return images.reshape(len(images), -1) / 127.5 - 1
         found = extract(find_images(images), load_backbone(self.settings["backbone"]))
         features = []
