@@ -5,7 +5,7 @@ All of this works on sums over the training set, so that nothing of size (N, K, 
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma, polygamma
+from scipy.special import digamma, zeta
 
 LEAST = 1e-12  # probabilities below this count as this, so that no logarithm is of 0
 _STEPS = 1000
@@ -48,8 +48,12 @@ def log_likelihood(alpha: Floats, logs: Floats) -> Floats:
 
 
 def _inverse_digamma(y: Floats) -> Floats:
-    """x with digamma(x) = y, by five steps of Newton's method (Minka, 2000, appendix C)."""
-    x = np.where(y >= -2.22, np.exp(np.minimum(y, 700)) + 0.5, -1 / (y - digamma(1.0)))
+    """x with digamma(x) = y, by Newton's method, five steps at most (Minka, 2000, appendix C)."""
+    small = -1 / np.minimum(y - digamma(1.0), -1.0)
+    x = np.where(y >= -2.22, np.exp(np.minimum(y, 700)) + 0.5, small)
     for _ in range(5):
-        x = x - (digamma(x) - y) / polygamma(1, x)
+        step = (digamma(x) - y) / zeta(2, x)  # the second is the derivative of digamma
+        x = x - step
+        if (np.abs(step) <= 1e-13 * x).all():
+            break
     return np.asarray(x)
