@@ -66,12 +66,15 @@ class Baseline(ABC):
     @property
     def full_title(self) -> str:
         """The title, and how this differs from the paper's system: `GEOM (small)`."""
+        notes = self._notes()
+        return f"{self.title} ({', '.join(notes)})" if notes else self.title
+
+    def _notes(self) -> list[str]:
         own = self.presets[self.preset]
         changed = {key for key in own if self.settings[key] != own[key]}
         notes = [] if self.preset == "paper" else [self.preset]
         notes += [told for key, told in self.switches.items() if key in changed]
-        notes += ["changed settings"] if changed - self.switches.keys() else []
-        return f"{self.title} ({', '.join(notes)})" if notes else self.title
+        return notes + (["changed settings"] if changed - self.switches.keys() else [])
 
     @abstractmethod
     def fit(

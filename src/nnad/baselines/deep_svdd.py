@@ -50,10 +50,10 @@ class DeepSVDD(NetworkBaseline):
     presets = {  # noqa: RUF012
         "paper": _PAPER,
         "small": {
-            "pretraining_epochs": 20,
-            "pretraining_drop": 15,
-            "epochs": 20,
-            "drop": 15,
+            "pretraining_epochs": 10,
+            "pretraining_drop": 8,
+            "epochs": 10,
+            "drop": 8,
             "batch_size": 64,
             "learning_rate": 1e-3,
             "weight_decay": 5e-7,
@@ -131,7 +131,7 @@ class DeepSVDD(NetworkBaseline):
 
     def _contrast(self, images: Images) -> Tensor:
         """L1 contrast normalisation: each image less its mean, over its mean deviation from it."""
-        inputs = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        inputs = torch.from_numpy(images.copy()).to(self.device).permute(0, 3, 1, 2).float() / 255
         inputs = inputs - inputs.mean(dim=(1, 2, 3), keepdim=True)
         scale = inputs.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
         return torch.div(inputs, scale)

@@ -37,6 +37,7 @@ _PAPER = {
     "weight_decay": 5e-4,
     "flip": True,
 }
+_RECONSTRUCTION = "32px reconstruction"
 _RECONSTRUCTED = {"network": "wrn", "depth": 16, "widen": 4, "batch_size": 128}
 _LESS = {"depth": 10, "widen": 1, "shrink": 2, "epochs": 2}
 
@@ -60,9 +61,13 @@ class MHRot(NetworkBaseline):
     title = "MHRot"
     presets = {  # noqa: RUF012
         "paper": _PAPER,
-        "32px reconstruction": _PAPER | _RECONSTRUCTED,
+        _RECONSTRUCTION: _PAPER | _RECONSTRUCTED,
         "small": _PAPER | _RECONSTRUCTED | _LESS,
     }
+
+    def _notes(self) -> list[str]:
+        own = [] if self.settings["network"] == "resnet18" else [_RECONSTRUCTION]
+        return list(dict.fromkeys([*own, *super()._notes()]))
 
     def _build(self) -> nn.Module:
         check_square(self.shape, self.title)

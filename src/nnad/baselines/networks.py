@@ -143,8 +143,8 @@ class NetworkBaseline(Baseline):
         self.shape = images.shape[1:]
         self.losses = {}
         self._images, self._checkpoints, self._progress = images, checkpoints, progress
-        self.network = self._seeded(self._build)
         try:
+            self.network = self._seeded(self._build)
             self._train(images)
         except BaseException:
             self.shape = None
@@ -177,7 +177,9 @@ class NetworkBaseline(Baseline):
         """Bytes (B, H, W, C) -> numbers in [-1, 1] (B, C, H, W), 28 pixels and other small sides
         padded with black to 32, as GEOM's public code does; then shrunk, where the settings say.
         """
-        inputs = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        inputs = (
+            torch.from_numpy(images.copy()).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )
         down, across = (max(_LEAST_SIDE - side, 0) for side in inputs.shape[2:])
         edges = (across // 2, across - across // 2, down // 2, down - down // 2)
         inputs = functional.pad(inputs, edges, value=-1.0)
