@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 import nnad.datasets
-from nnad.backbones import load_backbone
+from nnad.backbones import Backbone, load_backbone
 from nnad.baselines import make_baseline, read_images
 from nnad.features import extract
 from nnad.files import cache_folder, replacing
@@ -58,6 +58,10 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "geom": ("geom", {}),
     "goad": ("goad", {}),
     "mhrot": ("mhrot", {}),
+}
+ADAPTED = {  # Lite0 adapted to the good images by nnad.adaptation: transform and epochs when small
+    "panda": ("l2", None),
+    "msad": ("l2", 1),
 }
 Scored = tuple[str, NDArray[np.float64], float, float]  # title, scores, core and wall minutes
 
@@ -137,14 +141,29 @@ def baseline_cell(system: str, task: Task, arguments: argparse.Namespace, folder
 def neighbour_cell(system: str, task: Task, _arguments: argparse.Namespace, _f: Path) -> Scored:
     transform, operator = NEIGHBOURS[system]
     backbone = load_backbone()
-
-    def embedded(images: Sequence[Any]) -> NDArray[np.float32]:
-        found = extract(find_images(list(images)), backbone, workers=1)
-        return np.stack([feature for _, feature in found])  # type: ignore[misc]
-
     with Watch() as watch:
-        fitted = Fitted(embedded(task.train), transform, make_operator(operator))
-    return system, fitted.score(embedded(task.test)), *watch.minutes
+        fitted = Fitted(embedded(task.train, backbone), transform, make_operator(operator))
+    return system, fitted.score(embedded(task.test, backbone)), *watch.minutes
+
+
+def adapted_cell(system: str, task: Task, arguments: argparse.Namespace, folder: Path) -> Scored:
+    transform, small_epochs = ADAPTED[system]
+    epochs = small_epochs if arguments.preset == "small" else None
+    adapt = importlib.import_module("nnad.adaptation.adapt").adapt
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / "adapted.onnx"
+    with Watch() as watch:
+        adapt(list(task.train), out, method=system, epochs=epochs, seed=SEED, overwrite=True)
+        backbone = load_backbone(f"onnx:{out}")
+        fitted = Fitted(embedded(task.train, backbone), transform, make_operator("knn"))
+    told = f", {epochs} epoch" if epochs else ""
+    scores = fitted.score(embedded(task.test, backbone))
+    return f"{system.upper()} (Lite0{told})", scores, *watch.minutes
+
+
+def embedded(images: Sequence[Any], backbone: Backbone) -> NDArray[np.float32]:
+    found = extract(find_images(list(images)), backbone, workers=1)
+    return np.stack([feature for _, feature in found])  # type: ignore[misc]
 
 
 class Watch:
@@ -163,6 +182,7 @@ def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, An
     """A row; from `arguments.cells` if it was made before."""
     made: dict[str, Callable[..., Scored]] = {
         **dict.fromkeys(NEIGHBOURS, neighbour_cell),
+        **dict.fromkeys(ADAPTED, adapted_cell),
         **dict.fromkeys(BASELINES, baseline_cell),
     }
     what = [system, task.data, task.part, len(task.train), len(task.test), arguments.preset]
@@ -210,7 +230,7 @@ def means(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    systems = (*NEIGHBOURS, *BASELINES)
+    systems = (*NEIGHBOURS, *ADAPTED, *BASELINES)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
     parser.add_argument("--device", default="cpu")
