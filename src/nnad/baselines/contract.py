@@ -137,7 +137,7 @@ class Baseline(ABC):
 
     def restored(self, path: Path) -> Self:
         """This system as the file holds it; for `load_baseline`."""
-        self.shape = tuple(read_header(path)["shape"])
+        self.shape = read_header(path)["shape"]
         try:
             self._restore(safetensors.numpy.load(path.read_bytes()))
         except (OSError, KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
@@ -230,7 +230,14 @@ def read_header(path: Path) -> dict[str, Any]:
         if told["format"] != _FORMAT:
             raise ModelError(f"{path}: of format {told['format']}; this nnad reads {_FORMAT}")
         found: dict[str, Any] = {
-            key: told[key] for key in ("name", "preset", "settings", "seed", "shape")
+            key: kind(told[key])
+            for key, kind in (
+                ("name", str),
+                ("preset", str),
+                ("settings", dict),
+                ("seed", int),
+                ("shape", tuple),
+            )
         }
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None

@@ -119,7 +119,7 @@ class _Block(nn.Module):
 
 
 def _set_weights(network: nn.Module) -> None:
-    """He's initialisation by the number of outputs, as in both papers' public code."""
+    """He's initialisation by the number of outputs, as in GOAD's public code."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
