@@ -6,7 +6,8 @@
     │   ├── BudgetError  the false-alarm budget is smaller than the images support
     │   └── DatasetError a data set's file is missing, damaged or not what its name says
     ├── BackboneError    a network cannot be found, read or built
-    └── ModelError       a saved model is missing, damaged, foreign or in the way
+    ├── ModelError       a saved model is missing, damaged, foreign or in the way
+    └── TrainingError    a network's training cannot go on, or its checkpoint is another run's
 
 Each message is one line that names the file or the argument and says what to do.
 """
@@ -43,6 +44,10 @@ class BackboneError(NnadError):
 
 class ModelError(NnadError):
     """A saved model cannot be opened or written."""
+
+
+class TrainingError(NnadError):
+    """A loss is not finite, or a checkpoint is damaged or belongs to another run."""
 
 
 class ImageWarning(UserWarning):
