@@ -438,6 +438,19 @@ def test_what_is_no_network_to_adapt():
         resnet(Twice(), "twice", SMALL)
 
 
+def test_a_torchvision_resnet_by_name(monkeypatch):
+    """torchvision itself is in tests/backbones."""
+
+    def made(*asked):
+        assert asked == ("torchvision", "resnet18", None, "random")
+        return TinyResNet(), SMALL, "random"
+
+    monkeypatch.setattr("nnad.torch_networks.torch_network", made)
+    network = load_network("torchvision:resnet18", weights="random", geometry="whole")
+    assert network.preprocessing == SMALL.changed(geometry="whole")
+    assert network.train_from == "layer3"
+
+
 def test_a_file_in_the_way_stays(tmp_path, good):
     out = tmp_path / "net.onnx"
     out.write_text("mine")

@@ -117,6 +117,7 @@ def adapt(
             "method": method,
             "network": network.name,
             "train_from": network.train_from,
+            "weights": digest(*(t.numpy() for t in network.module.state_dict().values())),
             "images": digest(pictures.pixels),
             "settings": given,
         },
