@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from nnad.cli.options import Backbone, Geometry
+from nnad.cli.options import Geometry
 from nnad.cli.telling import tell_passed_over, tell_unread
 from nnad.errors import BackboneError
 
@@ -19,7 +19,9 @@ def adapt(
     method: Annotated[
         str, typer.Option(help="panda, panda-ewc (weights are held) or msad (contrastive, slow).")
     ] = "panda",
-    backbone: Backbone = "efficientnet-lite0",
+    backbone: Annotated[
+        str, typer.Option(help="efficientnet-lite0, -lite1, -lite2, or torchvision:A_RESNET.")
+    ] = "efficientnet-lite0",
     weights: Annotated[
         Optional[str],  # noqa: UP045 (typer wants it)
         typer.Option(help="For torchvision: a checkpoint file, or random."),
