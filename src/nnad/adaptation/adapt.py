@@ -22,7 +22,7 @@ from nnad.training import digest
 
 # what moves the embedded networks, chosen in benchmarks/panda.py; others take the paper's
 EMBEDDED: dict[str, Any] = {"lr": 1.0, "clip_norm": 0.3, "unit": True}
-METHODS = {"panda": 15, "panda-ewc": 50, "msad": 25}  # and their epochs
+METHODS = {"panda": 15, "panda-ewc": 50, "msad": 20}  # and their epochs
 
 
 class Adapted(NamedTuple):
@@ -76,7 +76,7 @@ def adapt(
         out: `FILE.onnx`; for `nnad.load_backbone` and `nnad fit --backbone`.
         method: `panda`, `panda-ewc` or `msad`.
         network: see `load_network`; `efficientnet-lite0` by default. It is trained in place.
-        epochs: 15 by default, 50 for `panda-ewc`, 25 for `msad`.
+        epochs: 15 by default, 50 for `panda-ewc`, 20 for `msad`.
         lr, clip_norm, unit: see `adapt_panda` and `adapt_msad`. By default they are `EMBEDDED` for
             PANDA on the embedded networks, which the paper's hardly move, and else the paper's.
         fisher: for `panda-ewc`, a file, see `nnad.adaptation.ewc.read_fisher`.

@@ -1,6 +1,6 @@
 """MSAD: mean-shifted contrastive adaptation (Reiss and Hoshen, AAAI 2023, arXiv 2106.03844).
 
-    u = f / |f|,  c = mean of u over the good images before training, scaled to length 1
+    u = f / |f|,  c = mean of u over the good images before training
     z = (u - c) / |u - c|
     loss = contrastive loss of z over two augmented views of each image, temperature 0.25
 
@@ -8,7 +8,8 @@ The angles are taken around the mean, not around the origin: there good images l
 already, and an ordinary contrastive loss would drive them apart.
 
 Every view is another picture, so the outputs of the frozen stem cannot be kept, and each step goes
-through the whole network. Batch norm stays in eval mode, as in PANDA.
+through the whole network. Batch norm stays in eval mode, as in PANDA. The authors' code can also
+draw u to c, scaled to length 1; that is PANDA with `unit` and not done here.
 """
 
 from pathlib import Path
@@ -35,7 +36,7 @@ def adapt_msad(
     network: Network,
     pixels: NDArray[np.uint8],
     *,
-    epochs: int = 25,
+    epochs: int = 20,
     lr: float = 1e-5,
     clip_norm: float | None = None,
     seed: int = 0,
@@ -70,7 +71,7 @@ def adapt_msad(
     starts = range(0, len(pixels), _CENTRE_BATCH)
     with torch.no_grad():
         units = [features(pixels[start : start + _CENTRE_BATCH]) for start in starts]
-        centre = functional.normalize(torch.cat(units).mean(dim=0), dim=0)  # (D,)
+        centre = torch.cat(units).mean(dim=0)  # (D,)
 
     def loss(rows: Tensor) -> Tensor:
         views = [augmented(pixels[row]) for _ in range(2) for row in rows.tolist()]
@@ -114,7 +115,7 @@ def mean_shifted_contrastive(
 def augmented(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w, 3) -> another view (h, w, 3), drawn from torch's random numbers.
 
-    As SimCLR's (Chen et al., ICML 2020) but for the hue: a part of 20 to 100 % of the area with
+    As SimCLR's (Chen et al., ICML 2020) and the authors', but for the hue: a part of 20 to 100 % of the area with
     sides of 3:4 to 4:3, mirrored in half of the cases; brightness, contrast and saturation changed
     by up to 40 % in 80 %; grey in 20 %; blurred in 50 %.
     """
