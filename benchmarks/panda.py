@@ -5,10 +5,11 @@
 
 The images are those of benchmarks/tasks.py, from the official training split: 800 good ones of a
 class, of which the first 300 are learnt from here, 200 more and 600 of the other classes to score.
---search compares settings on three classes (airplane, cat, frog): the settings are chosen with labelled images, those of the development split. Without it the
-chosen settings, and the paper's loss with steps that move this network, are compared with the
-network as it is: on all ten classes, on the seven on which nothing was chosen, and on the ten of
-Fashion-MNIST, on which nothing was chosen either.
+--search compares settings on three classes (airplane, cat, frog): the settings are chosen with
+labelled images, those of the development split. Without it the chosen settings, and the paper's
+loss with steps that move this network, are compared with the network as it is: on all ten classes,
+on the seven on which nothing was chosen, and on the ten of Fashion-MNIST, on which nothing was
+chosen either.
 
 AUROC x 100 of the last epoch, by k-NN (k = 2) after each transform and by k-NNN. `alarms` is the
 share of 200 (100) new good images that k-NN on features of length 1 gives a score above the 5 %
