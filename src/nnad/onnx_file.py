@@ -26,6 +26,7 @@ import numpy as np
 
 from nnad.backbones import Backbone, start_session
 from nnad.errors import BackboneError, InputError, first_line
+from nnad.images import warn
 from nnad.onnx_graph import Shape, assemble, check_stages, network_input
 from nnad.preprocessing import Preprocessing
 from nnad.probes import probe_images
@@ -123,6 +124,10 @@ def load_file(
     told_of = {prop.key: prop.value for prop in network.metadata_props}
     if ADAPTED in told_of:
         details["adapted"] = told_of[ADAPTED]
+        warn(
+            f"{path}: this network was adapted to good images; fit on others, or the false-alarm "
+            f"budget does not hold (docs/adaptation.md)"
+        )
     name = f"onnx:{Path(path).name}"
     backbone = Backbone(name, preprocessing, onnx, details=details, device=device)
     found = [x for probe in probe_images(preprocessing.size) for x in backbone.outputs(probe)]

@@ -23,6 +23,7 @@ from nnad.adaptation.adapt import adapt
 from nnad.adaptation.networks import load_network
 from nnad.checkpoints import read_checkpoint
 from nnad.ensemble import Ensemble
+from nnad.errors import ImageWarning
 from nnad.preprocessing import Preprocessing
 from nnad.probes import largest_difference, probe_images
 from nnad.transforms import l2, root
@@ -419,7 +420,8 @@ def test_a_resnet_is_adapted_and_saved(tmp_path):
     network = load_network("torchvision:resnet18", weights="random", train_from="layer4")
     out = tmp_path / "adapted.onnx"
     adapt([draw(i) for i in range(4)], out, network=network, epochs=1)
-    backbone = load_backbone(out)
+    with pytest.warns(ImageWarning, match="adapted"):
+        backbone = load_backbone(out)
     probes = probe_images(224)
     with torch.no_grad():
         expected = network.module(network.normalised(probes)).numpy()

@@ -115,9 +115,9 @@ def mean_shifted_contrastive(
 def augmented(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w, 3) -> another view (h, w, 3), drawn from torch's random numbers.
 
-    As SimCLR's (Chen et al., ICML 2020) and the authors', but for the hue: a part of 20 to 100 % of the area with
-    sides of 3:4 to 4:3, mirrored in half of the cases; brightness, contrast and saturation changed
-    by up to 40 % in 80 %; grey in 20 %; blurred in 50 %.
+    As SimCLR's (Chen et al., ICML 2020) and the authors', but for the hue: a part of 20 to 100 % of
+    the area with sides of 3:4 to 4:3, mirrored in half of the cases; brightness, contrast and
+    saturation changed by up to 40 % in 80 %; grey in 20 %; blurred in 50 %.
     """
     height, width = pixels.shape[:2]
     draw = iter(torch.rand(13).tolist())

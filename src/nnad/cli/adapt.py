@@ -1,6 +1,5 @@
 """`nnad adapt`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -84,11 +83,6 @@ def adapt(
         progress=True,
     )
     tell_unread(list(adapted.skipped))
-    print(
-        "nnad: the network knows these images: let nnad fit learn from other good ones, or its "
-        "false-alarm budget does not hold (docs/adaptation.md)",
-        file=sys.stderr,
-    )
     first, last = adapted.first_and_last
     print(
         f"{out}: {adapted.told}; mean loss of the first epoch {first:.4g}, of the last {last:.4g}"
