@@ -87,8 +87,7 @@ def load_onnx(name: str, stages: Sequence[str] = ("head",), pooling: str | None 
             content = path.read_bytes()
             if path.stem.rpartition("-")[2] == hashlib.sha256(content).hexdigest():
                 return content
-    weights = read_state_dict(_weights_path(name), variant.sha256)
-    content = build_onnx(name, weights, stages, pooling)
+    content = build_onnx(name, load_weights(name), stages, pooling)
     _cache(folder / f"{stem}-{hashlib.sha256(content).hexdigest()}.onnx", content)
     return content
 
@@ -98,6 +97,11 @@ def _cache(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
+
+
+def load_weights(name: str) -> dict[str, NDArray[Any]]:
+    """The weights of an embedded backbone, as they are in its pip package."""
+    return read_state_dict(_weights_path(name), VARIANTS[name].sha256)
 
 
 def _weights_path(name: str) -> Path:
@@ -121,13 +125,13 @@ def build_onnx(
     pooling: str | None = None,
 ) -> bytes:
     """Build the ONNX file of one variant from its state dict."""
-    network = _build_network(name, weights)
+    network = build_network(name, weights)
     channels = {o.name: o.type.tensor_type.shape.dim[1].dim_value for o in network.graph.output}
     shapes = {stage: (1, channels[stage], 1, 1) for stage in stages}
     return assemble(network, Preprocessing(VARIANTS[name].image_size), shapes, pooling=pooling)
 
 
-def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
+def build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
     """The network from the normalised image (B, 3, H, W) to the maps of all `STAGES`."""
     from onnx import TensorProto, helper
 
@@ -137,9 +141,7 @@ def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
     x = _conv(graph, "input", *_folded(weights, "_conv_stem", "_bn0"), stride=2)
     ends: list[tuple[str, int]] = []  # map and its channels, of the seven stages and the head
     block = 0
-    for stage, (repeats, first_stride) in enumerate(_REPEATS):
-        if 0 < stage < len(_REPEATS) - 1:
-            repeats = int(np.ceil(repeats * VARIANTS[name].depth))
+    for repeats, first_stride in repeats_and_strides(name):
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
             x = _mbconv(graph, x, weights, f"_blocks.{block}.", stride)
@@ -168,6 +170,13 @@ def _build_network(name: str, weights: dict[str, NDArray[Any]]) -> Any:
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
+
+
+def repeats_and_strides(name: str) -> list[tuple[int, int]]:
+    """(blocks, stride of the first) of the seven stages of a variant."""
+    first, *inner, last = _REPEATS
+    depth = VARIANTS[name].depth
+    return [first, *((int(np.ceil(n * depth)), stride) for n, stride in inner), last]
 
 
 def _mbconv(graph: Graph, x: str, weights: dict[str, NDArray[Any]], at: str, stride: int) -> str:

@@ -26,9 +26,17 @@ import numpy as np
 
 from nnad.backbones import Backbone, start_session
 from nnad.errors import BackboneError, InputError, first_line
+from nnad.images import warn
 from nnad.onnx_graph import Shape, assemble, check_stages, network_input
 from nnad.preprocessing import Preprocessing
 from nnad.probes import probe_images
+
+ADAPTED = "nnad/adapted"  # metadata of a file that `nnad adapt` wrote: how
+
+
+def sidecar(path: Path) -> Path:
+    """The sidecar's place."""
+    return Path(f"{path}.json")
 
 
 def _is_number(value: Any) -> bool:
@@ -113,6 +121,13 @@ def load_file(
         prefix_tokens=told.get("prefix_tokens", 1),
     )
     details = {"stages": " ".join(stages), "pooling": pooling or "its own"}
+    told_of = {prop.key: prop.value for prop in network.metadata_props}
+    if ADAPTED in told_of:
+        details["adapted"] = told_of[ADAPTED]
+        warn(
+            f"{path}: this network was adapted to good images; fit on others, or the false-alarm "
+            f"budget does not hold (docs/adaptation.md)"
+        )
     name = f"onnx:{Path(path).name}"
     backbone = Backbone(name, preprocessing, onnx, details=details, device=device)
     found = [x for probe in probe_images(preprocessing.size) for x in backbone.outputs(probe)]
@@ -142,15 +157,15 @@ def _read(path: str) -> Any:
 def _declaration(
     path: str, declared: Mapping[str, Any] | None, outputs: list[str]
 ) -> Mapping[str, Any]:
-    sidecar = Path(f"{path}.json")
-    where = "declared" if declared is not None else str(sidecar)
+    beside = sidecar(Path(path))
+    where = "declared" if declared is not None else str(beside)
     if declared is None:
-        if not sidecar.is_file():
+        if not beside.is_file():
             raise BackboneError(_missing(path, outputs))
         try:
-            declared = json.loads(sidecar.read_bytes())
+            declared = json.loads(beside.read_bytes())
         except (OSError, ValueError) as error:
-            raise BackboneError(f"{sidecar}: cannot be read as JSON: {error}") from error
+            raise BackboneError(f"{beside}: cannot be read as JSON: {error}") from error
     if not isinstance(declared, Mapping):
         raise BackboneError(f"{where}: expected an object with the keys {', '.join(sorted(_KEYS))}")
     if unknown := sorted(set(declared).difference(_KEYS)):

@@ -11,11 +11,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import load_from_string
 from torch import Tensor, nn
 
 from nnad.backbones import Backbone, start_session
@@ -46,11 +48,11 @@ def export(
     Raises:
         BackboneError: it cannot be exported, or ONNX gives other features.
     """
-    staged = _Stages(network, stages).eval()
+    staged = Stages(network, stages).eval()
     prefix_tokens = int(getattr(network, "num_prefix_tokens", 1))
     stage_layout = str(getattr(network, "output_fmt", "nchw")).lower()
     probes = probe_images(preprocessing.size)
-    inputs = _normalised(probes, preprocessing)
+    inputs = normalised(probes, preprocessing)
     try:
         with torch.no_grad():
             shapes = [tuple(found.shape) for found in staged(inputs)]
@@ -59,7 +61,7 @@ def export(
             f"backbone {name!r}: cannot run on a {preprocessing.size} x {preprocessing.size} "
             f"image: {first_line(error)}"
         ) from error
-    proto = _export(staged, inputs, name, stages)
+    proto = to_onnx(staged, inputs, name, stages)
     if len({output.name for output in proto.graph.output}) != len(stages):
         raise BackboneError(f"backbone {name!r}: two of the stages {' '.join(stages)} are the same")
     assembled = partial(
@@ -77,7 +79,7 @@ def export(
     def reference(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB bytes (B, h, w, 3) -> features (B, D), by torch alone."""
         with torch.no_grad():
-            found = staged(_normalised(batch, preprocessing))
+            found = staged(normalised(batch, preprocessing))
             vectors = [_pool(x, pooling, stage_layout, prefix_tokens) for x in found]
             if len(vectors) > 1:
                 vectors = [nn.functional.normalize(x) for x in vectors]
@@ -103,7 +105,7 @@ def _check(
         )
 
 
-class _Stages(nn.Module):
+class Stages(nn.Module):
     """A network that returns the outputs of some of its modules."""
 
     def __init__(self, network: nn.Module, stages: Sequence[str]) -> None:
@@ -123,14 +125,15 @@ class _Stages(nn.Module):
 
         return keep
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # (B, 3, H, W)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images (B, 3, H, W) -> one tensor a stage."""
         self._found["head"] = self.network(x)
         found = tuple(self._found[stage] for stage in self._stages)
         self._found.clear()
         return found
 
 
-def _normalised(batch: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+def normalised(batch: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
     """(B, h, w, 3) uint8 -> (B, 3, h, w)."""
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     return ((torch.tensor(batch).float() - mean) / std).permute(0, 3, 1, 2).contiguous()
@@ -153,29 +156,38 @@ def _pool(x: Tensor, pooling: str | None, layout: str, prefix_tokens: int) -> Te
     return places.mean(dim=1)
 
 
-def _export(network: nn.Module, inputs: Tensor, name: str, stages: Sequence[str]) -> Any:
-    """The network as an `onnx.ModelProto`, for any number of images at once."""
+def to_onnx(network: nn.Module, inputs: Tensor, name: str, outputs: Sequence[str]) -> Any:
+    """The network as an `onnx.ModelProto`, for any number of images at once.
+
+    Without onnxscript torch's older exporter is used, which needs nothing.
+    """
+    arguments: dict[str, Any] = {"output_names": list(outputs), "verbose": False}
     try:
         with quiet(), contextlib.redirect_stdout(io.StringIO()):
-            program = torch.onnx.export(
+            if find_spec("onnxscript") is not None:
+                shapes = {"x": {0: torch.export.Dim("batch")}}
+                program = torch.onnx.export(
+                    network, (inputs,), dynamo=True, dynamic_shapes=shapes, **arguments
+                )
+                assert program is not None  # noqa: S101 (None is returned by the old exporter only)
+                return program.model_proto
+            axes = {key: {0: "batch"} for key in ("x", *outputs)}
+            file: Any = io.BytesIO()
+            torch.onnx.export(
                 network,
                 (inputs,),
-                output_names=list(stages),
-                dynamo=True,
-                dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
-                verbose=False,
+                file,
+                dynamo=False,
+                input_names=["x"],
+                dynamic_axes=axes,
+                **arguments,
             )
-    except ImportError as error:
-        raise BackboneError(
-            f"backbone {name!r}: the export needs {error.name}: pip install 'nnad[torch]'"
-        ) from error
+            return load_from_string(file.getvalue())
     except Exception as error:  # torch.onnx raises many types
         raise BackboneError(
             f"backbone {name!r}: torch cannot export it to ONNX ({first_line(error)}); use it as "
             f"a callable (docs/backbones.md)"
         ) from error
-    assert program is not None  # noqa: S101 (None is returned by the old exporter only)
-    return program.model_proto
 
 
 @contextlib.contextmanager

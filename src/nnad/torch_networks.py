@@ -40,15 +40,22 @@ def load_torch(
         InputError: it has no such stage, or takes no such size.
     """
     full_name = f"{kind}:{name}"
-    make = {"torchvision": _from_torchvision, "timm": _from_timm}[kind]
-    with quiet(), _seeded():
-        network, preprocessing, told = make(name, changes.get("size"), weights)
+    network, preprocessing, told = torch_network(kind, name, changes.get("size"), weights)
     preprocessing = preprocessing.changed(**changes)
     stages = ("head",) if stages is None else tuple(stages)
     known = ["head", *(module for module, _ in network.named_modules() if module)]
     check_stages(full_name, stages, known)
     details = {"stages": " ".join(stages), "pooling": pooling or "its own", "weights": told}
     return export(network, full_name, preprocessing, stages, pooling, details, device)
+
+
+def torch_network(
+    kind: str, name: str, size: int | None, weights: Any
+) -> tuple[nn.Module, Preprocessing, str]:
+    """The network without its classifier, its own preprocessing, and what its weights are."""
+    make = {"torchvision": _from_torchvision, "timm": _from_timm}[kind]
+    with quiet(), _seeded():
+        return make(name, size, weights)
 
 
 def _from_torchvision(

@@ -19,8 +19,11 @@ from PIL import Image
 from torch import nn
 
 from nnad import BackboneError, Detector, InputError, load_backbone, torch_export, torch_networks
+from nnad.adaptation.adapt import adapt
+from nnad.adaptation.networks import load_network
 from nnad.checkpoints import read_checkpoint
 from nnad.ensemble import Ensemble
+from nnad.errors import ImageWarning
 from nnad.preprocessing import Preprocessing
 from nnad.probes import largest_difference, probe_images
 from nnad.transforms import l2, root
@@ -124,7 +127,7 @@ def test_stages_and_poolings_of_a_resnet():
         )
     preprocessing = Preprocessing(64, mean=IMAGENET[0], std=IMAGENET[1])
     with torch.no_grad():
-        network(torch_export._normalised(probes, preprocessing))
+        network(torch_export.normalised(probes, preprocessing))
     backbone = random("torchvision:resnet18", size=64, stages=tuple(maps), pooling="gem")
     assert backbone.dim == 128 + 256
     pooled = [np.cbrt((np.maximum(x, 1e-6) ** 3).mean(axis=(2, 3))) for x in maps.values()]
@@ -179,7 +182,7 @@ def test_a_stage_called_features():
     probes = probe_images(32)
     backbone = torch_export.export(small, "small", Preprocessing(32), ("features",))
     with torch.no_grad():
-        maps = small.features(torch_export._normalised(probes, Preprocessing(32)))
+        maps = small.features(torch_export.normalised(probes, Preprocessing(32)))
     expected = maps.mean(dim=(2, 3)).numpy()
     assert largest_difference(backbone.features(probes), expected) <= 1e-4
 
@@ -411,3 +414,15 @@ def test_loading_is_quiet_and_leaves_random_numbers_alone(capfd):
     assert torch.equal(torch.rand(3), expected)
     assert capfd.readouterr() == ("", "")
     assert not [p for p in Path().iterdir() if p.suffix == ".onnx"]
+
+
+def test_a_resnet_is_adapted_and_saved(tmp_path):
+    network = load_network("torchvision:resnet18", weights="random", train_from="layer4")
+    out = tmp_path / "adapted.onnx"
+    adapt([draw(i) for i in range(4)], out, network=network, epochs=1)
+    with pytest.warns(ImageWarning, match="adapted"):
+        backbone = load_backbone(out)
+    probes = probe_images(224)
+    with torch.no_grad():
+        expected = network.module(network.normalised(probes)).numpy()
+    assert largest_difference(backbone.features(probes), expected) <= 1e-4

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from nnad import __version__
+from nnad.cli.adapt import adapt
 from nnad.cli.bench import bench
 from nnad.cli.clean import clean
 from nnad.cli.demo import demo
@@ -51,6 +52,7 @@ for _command in (
     preflight,
     drift,
     clean,
+    adapt,
     info,
     demo,
 ):
