@@ -187,9 +187,19 @@ def test_what_needs_all_images_again_says_so(both, folder):
 
 
 def test_pictures_in_memory_and_a_broken_one(folder):
-    good = (draw(i) for i in range(8))
-    detector = Detector(mode="patch").fit(good)
+    buffer = np.empty_like(draw(0))
+
+    def camera():
+        for i in range(8):
+            buffer[:] = draw(i)
+            yield buffer
+
+    detector = Detector(mode="patch").fit(camera())
+    listed = Detector(mode="patch").fit([draw(i) for i in range(8)])
     assert len(detector.names) == 8
+    np.testing.assert_array_equal(
+        detector.patches.model.good_scores, listed.patches.model.good_scores
+    )
     with pytest.raises(ImageError):
         detector.patches.fit([("broken", folder / "broken.jpg")])
 

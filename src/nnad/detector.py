@@ -18,6 +18,7 @@ from nnad.conformal import Method
 from nnad.embedding import embed, warn_of_twins
 from nnad.errors import ImageError, InputError
 from nnad.export_check import check_export
+from nnad.features import own
 from nnad.history import History
 from nnad.images import Source
 from nnad.int8 import PRECISIONS, quantized
@@ -135,6 +136,7 @@ class Detector(Learnt):
     def __repr__(self) -> str:
         fitted = f"{len(self.names)} good images" if self._history else "not fitted"
         chosen = f"transform={self.transform!r}, operator={operator_name(self.operator)!r}"
+        chosen += f", mode={self.mode!r}" if self.patches else ""
         return f"Detector({self.backbone.name!r}, {chosen}): {fitted}"
 
     def fit(
@@ -167,8 +169,9 @@ class Detector(Learnt):
             check_budget(
                 self.asked_false_alarms, Calibration(np.empty(self.method.calibrating(total)))
             )
-        listed = list(named) if self.patches else []  # they are looked at twice
-        named = listed or named
+        listed = []
+        if self.patches:  # they are looked at twice
+            named = listed = [(name, own(source)) for name, source in named]
         backbone = self.backbone
         if self._float_backbone:
             sample, named = calibration_sample(named, total)
