@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from nnad.cores import free_cores
 
 LARGEST_DIM = 32_768  # sums of longer vectors could overflow 32 bits
-_BANK_ROWS = 5120  # rows a product: 5 MB of products in each thread
+_BANK_ROWS = 1024  # rows a product; more of them would take more memory in each thread
 _ROUNDED_ROWS = 64  # rows rounded at a time
 _MARGIN = 1e-6  # relative; far above what float64 loses while it measures
 
