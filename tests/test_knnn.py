@@ -283,7 +283,7 @@ def test_greedy_order_by_hand():
 
 def test_moments_do_not_depend_on_blocks(monkeypatch):
     features = relu_like(300, 9) + np.float32(1000)
-    monkeypatch.setattr(ordering, "_CORR_ROWS", 7)
+    monkeypatch.setattr(ordering, "_ROWS", 7)
     mean, scatter = ordering.moments(features)
     np.testing.assert_allclose(mean, features.mean(axis=0, dtype=float), rtol=1e-14)
     np.testing.assert_allclose(scatter, features.var(axis=0, dtype=float) * 300, rtol=1e-9)

@@ -60,19 +60,19 @@ def _least(
                 for j in range(groups):
                     least[j] = min(least[j], part[j])
             bounds = least
-        high, n = np.int64(bounds[0]), 0
+        high, n = int(bounds[0]), 0
         for j in range(len(bounds)):
-            high = max(high, np.int64(bounds[j]))
+            high = max(high, int(bounds[j]))
         for c in range(width):
             columns[n] = c
             n += line[c] <= high
         low, fits = high, n
         for i in range(n):
             below[i] = line[columns[i]]
-            low = min(low, np.int64(below[i]) - 1)
+            low = min(low, int(below[i]) - 1)
         # `fits` keys are at most `high`, and fewer than `count` at most `low`
         while fits > count and high - low > 1:
-            middle, at_most = np.int32((low + high) // 2), 0
+            middle, at_most = (low + high) // 2, 0
             for i in range(n):
                 at_most += below[i] <= middle
             if at_most >= count:

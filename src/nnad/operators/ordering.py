@@ -9,17 +9,18 @@ from nnad.operators.compiled import compiled
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_CORR_ROWS = 256  # rows at a time while moments and correlations are summed
+_ROWS = 256  # at a time while moments and correlations are summed
 
 
 def moments(features: NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Mean (D,) and sum of squared deviations (D,) of each feature, in float64."""
-    mean = sum(part.sum(axis=0, dtype=np.float64) for part in _parts(features)) / len(features)
+    parts = _parts(features)
+    mean = np.asarray(sum(part.sum(axis=0, dtype=np.float64) for part in parts) / len(features))
     scatter = np.zeros(len(mean))
-    for part in _parts(features):
+    for part in parts:
         centred = part - mean
         scatter += np.square(centred, out=centred).sum(axis=0)
-    return np.asarray(mean), scatter
+    return mean, scatter
 
 
 def abs_correlations(
@@ -47,7 +48,7 @@ def abs_correlations(
 
 
 def _parts(features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    return [features[i : i + _CORR_ROWS] for i in range(0, len(features), _CORR_ROWS)]
+    return [features[i : i + _ROWS] for i in range(0, len(features), _ROWS)]
 
 
 @compiled
