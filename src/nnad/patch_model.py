@@ -232,6 +232,7 @@ class PatchModel:
             found[f"whitening_{i}_scale"] = np.array([transform.scale])
             found[f"whitening_{i}_mean"] = transform.mean
             found[f"whitening_{i}_matrix"] = transform.matrix
+            found[f"whitening_{i}_kept"] = np.array([transform.kept])
         return found
 
     @classmethod
@@ -247,6 +248,7 @@ class PatchModel:
                 float(arrays[f"whitening_{i}_scale"][0]),
                 arrays[f"whitening_{i}_mean"],
                 arrays[f"whitening_{i}_matrix"],
+                int(arrays[f"whitening_{i}_kept"][0]),
             )
             for i in range(sum(name.endswith("_matrix") for name in arrays))
         )

@@ -43,7 +43,7 @@ class PatchBank:
         places: NDArray[Any],
         boxes: NDArray[Any] | None = None,
     ) -> None:
-        self.rows = Bank(patches)
+        self.rows = Bank(patches, coded=False)
         self.images, self.places = np.asarray(images), np.asarray(places)
         self.boxes = np.full((len(self), 4), np.nan) if boxes is None else np.asarray(boxes)
         if not len(self.rows) == len(self.images) == len(self.places) == len(self.boxes):
