@@ -38,6 +38,7 @@ NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50)
 SIZES = (1, 2, 5, 10, 50, 100, 500, 1000, None)
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 OVER_DRAWS = {"seed": (0, 1, 2)}
+COUNTS = {"n_train": 1000, "n_test": 500}  # groups
 ONCE = {"seed": (0,)}
 BOTH = (("CIFAR10", "cifar10"), ("FashionMNIST", "fashion-mnist"))
 
@@ -104,7 +105,7 @@ _GROUPS = [
         "cifar10",
         "groups",
         DN2,
-        {"kind": kind, "pooling": pooling, "m": m},
+        {"kind": kind, "pooling": pooling, "m": m, **COUNTS},
         None,
         OVER_DRAWS,
     )
@@ -276,7 +277,7 @@ TABLES = (
                 "mnist",
                 "groups",
                 System(backbone=RESNET, operator=None),
-                {"kind": "sets", "pooling": "trace"},
+                {"kind": "sets", "pooling": "trace", **COUNTS},
                 None,
                 OVER_DRAWS,
                 92.0,
@@ -287,7 +288,7 @@ TABLES = (
                 "fashion-mnist",
                 "groups",
                 System(backbone=RESNET, operator=None),
-                {"kind": "sets", "pooling": "trace"},
+                {"kind": "sets", "pooling": "trace", **COUNTS},
                 None,
                 OVER_DRAWS,
             ),

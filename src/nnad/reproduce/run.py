@@ -159,6 +159,7 @@ class _Runner:
         self.digests: dict[str, str] = {}
         self.places: dict[str, Path] = {}
         self.networks: dict[tuple[str | None, str | None], Backbone] = {}
+        self.files: dict[tuple[str, str], tuple[Path, Path]] = {}
 
     def run(self) -> Run:
         table, settings = self.result.table, self.settings
@@ -191,7 +192,7 @@ class _Runner:
         if table.shows_features and self.result.scored[0]:
             first = table.entries[0]
             network = self.networks[first.system.backbone, first.system.pooling]
-            _, test = self._features(self.data[first.data], network, first.data)
+            _, test = self._whole_features(first.data, network)
             self.result.shown = test, self.labels[first.data].test
         return self.result
 
@@ -269,18 +270,23 @@ class _Runner:
             if system.name in ADAPTED:
                 return self._adapted(job)
             network = self.networks[system.backbone, system.pooling]
-            train, test = self._features(self.data[cell.data], network, cell.data)
+            train, test = self._whole_features(cell.data, network)
         except NnadError as error:
             self.result.problems[what] = str(error)
             return None
         return job._replace(train=train, test=test)
 
+    def _whole_features(self, name: str, network: Backbone) -> tuple[Path, Path]:
+        """The files of features of both splits of a data set."""
+        asked = name, network.fingerprint
+        if asked not in self.files:
+            self.files[asked] = self._features(self.data[name], network, name)
+        return self.files[asked]
+
     def _features(self, data: Dataset, network: Backbone, label: str) -> tuple[Path, Path]:
-        folder = self.settings.out / "features"
+        folder, show = self.settings.out / "features", self.settings.progress
         train, test = (
-            features_on_disk(
-                split, network, folder, f"{label}-{part}", progress=self.settings.progress
-            )
+            features_on_disk(split, network, folder, f"{label}-{part}", progress=show)
             for part, split in (("train", data.train), ("test", data.test))
         )
         return train, test

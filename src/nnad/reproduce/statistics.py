@@ -93,6 +93,12 @@ def weighted_aurocs(
     return np.concatenate(found)
 
 
+def auroc(cell: Scored) -> float:
+    """The area under its ROC curve."""
+    total = len(cell.scores)
+    return float(weighted_aurocs(cell, np.ones((1, total)), np.arange(total))[0])
+
+
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """The middle 95 % of replicates (R,)."""
     low, high = np.quantile(values, [0.025, 0.975])

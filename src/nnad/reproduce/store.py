@@ -1,27 +1,25 @@
 """All cells that were computed: one CSV file with a row each, and the scores they rest on.
 
-A row is added when its scores are on the disk. After a kill the file may end in half a row, which
-is cut off when it is opened again; a cell whose scores are missing or damaged is computed again.
+A row is added when its scores are written. After a kill the file may end in half a row, which is
+cut off when it is opened again; a cell whose scores are missing or damaged is computed again.
 """
 
 import csv
 import io
 import json
-import os
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from nnad import __version__
 from nnad.errors import InputError
-from nnad.files import replacing
 from nnad.reproduce.compute import Computed
-from nnad.reproduce.statistics import Scored
+from nnad.reproduce.statistics import Scored, auroc
 from nnad.reproduce.tables import Cell
 
 COLUMNS = (
@@ -88,7 +86,7 @@ class Store:
                 return Scored(
                     str(found["space"]), found["items"], found["is_anomaly"], found["scores"]
                 )
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
     def add(self, cell: Cell, computed: Computed, files: str, network: str) -> None:
@@ -101,8 +99,8 @@ class Store:
         """
         scored = computed.scored
         assert scored is not None  # noqa: S101 (the caller's part)
-        with replacing(self._scores / f"{computed.key}.npz") as file:
-            np.savez(file, **{**scored._asdict(), "space": np.array(scored.space)})
+        arrays = {**scored._asdict(), "space": np.array(scored.space)}
+        np.savez(self._scores / f"{computed.key}.npz", **arrays)
         system = cell.system
         told = {"pooling": system.pooling, "clean": system.clean or None}
         parameters = {
@@ -136,13 +134,6 @@ class Store:
         csv.writer(text, lineterminator="\n").writerow(row)
         with self.path.open("ab") as file:
             file.write(text.getvalue().encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def auroc(scored: Scored) -> float:
-    """The area under its ROC curve."""
-    return float(roc_auc_score(scored.is_anomaly, scored.scores))
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any
 
 from nnad.errors import InputError
 
+OURS = ", ours"  # the end of the name of a column that is not the paper's
 FEATURES = "features"  # the system that is nothing but features and an operator
 
 
@@ -242,7 +243,7 @@ def with_operators(table: Table, names: Sequence[str], transform: str) -> Table:
             if entry.system.name == FEATURES and entry.row not in seen:
                 seen.add(entry.row)
                 system = _with_operator(entry.system, name, transform)
-                entries.append(replace(entry, column=f"{name}, ours", system=system, paper=None))
+                entries.append(replace(entry, column=name + OURS, system=system, paper=None))
     return replace(table, entries=tuple(entries))
 
 

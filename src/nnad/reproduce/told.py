@@ -1,14 +1,11 @@
 """A table as Markdown: our number, its interval, the paper's number and the difference."""
 
-from itertools import groupby
-
 import numpy as np
 
 from nnad.errors import counted
 from nnad.reproduce.run import Run
-from nnad.reproduce.statistics import Scored, interval, resampled, sign_flip_p
-from nnad.reproduce.store import auroc
-from nnad.reproduce.tables import Cell, Entry
+from nnad.reproduce.statistics import Scored, auroc, interval, resampled, sign_flip_p
+from nnad.reproduce.tables import OURS, Cell, Entry
 
 _Found = list[tuple[Cell, Scored]]
 
@@ -72,28 +69,14 @@ def _told(run: Run, entry: Entry, found: _Found) -> str:
 
 
 def _comparisons(run: Run) -> list[str]:
-    """Every column against the first one, on the tasks that both have, for each data set."""
+    """Columns against what they build on, for each data set, on the tasks that both have."""
     rows = []
-    both = list(zip(run.table.entries, run.scored, strict=True))
     for data in run.table.unique("data"):
-        columns: dict[str, dict[str, Scored]] = {}
-        for column, entries in groupby(
-            sorted(
-                ((e, found) for e, found in both if e.data == data and found),
-                key=lambda pair: run.table.unique("column").index(pair[0].column),
-            ),
-            key=lambda pair: pair[0].column,
-        ):
-            columns[column] = {
-                cell.task(): scored for _, found in entries for cell, scored in found
-            }
-        if not columns:
-            continue
-        first, *others = columns
-        for other in others:
-            row = _compared(columns[other], columns[first], run.table.percent)
-            if row:
-                rows.append(f"| {data} | {other} | {first} | {row} |")
+        columns = _columns(run, data)
+        for number, column in enumerate(columns):
+            other = _compared_with(column, list(columns)[:number])
+            if other and (row := _compared(columns[column], columns[other], run.table.percent)):
+                rows.append(f"| {data} | {column} | {other} | {row} |")
     if not rows:
         return []
     head = "| data | is this better | than this? | difference | 95 % interval | p | tasks |\n"
@@ -104,6 +87,28 @@ def _comparisons(run: Run) -> list[str]:
         "with n tasks it cannot be below 2 / 2^n, and tasks with common test images are not "
         "independent. Nothing is corrected for the number of comparisons.",
     ]
+
+
+def _columns(run: Run, data: str) -> dict[str, dict[str, Scored]]:
+    """Column -> task -> its scores, of one data set."""
+    columns: dict[str, dict[str, Scored]] = {name: {} for name in run.table.unique("column")}
+    for entry, found in zip(run.table.entries, run.scored, strict=True):
+        if entry.data == data:
+            pooling = entry.system.pooling or ""
+            about = f"{entry.system.backbone} {pooling} " if run.table.networks else ""
+            columns[entry.column].update({about + cell.task(): scored for cell, scored in found})
+    return {name: tasks for name, tasks in columns.items() if tasks}
+
+
+def _compared_with(column: str, before: list[str]) -> str | None:
+    """`SPADE + k-NNN` -> `SPADE`, `k-NNN` -> `k-NN`; one of ours -> the first; else the last."""
+    if not before:
+        return None
+    shorter = [name for name in before if column.startswith(name)]
+    paper = [name for name in before if not name.endswith(OURS)]
+    if column.endswith(OURS):
+        return paper[0] if paper else None
+    return max(shorter, key=len) if shorter else before[-1]
 
 
 def _compared(ours: dict[str, Scored], theirs: dict[str, Scored], percent: bool) -> str:
