@@ -37,6 +37,7 @@ from nnad.clean import clean
 from nnad.cores import usable_cores
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
+from nnad.protocols import impurities
 
 IMPURITIES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 CLEANINGS: dict[str, dict[str, Any]] = {
@@ -81,9 +82,8 @@ Key = tuple[str, str, str, float]  # data, operator, cleaning, impurity
 def evaluate_class(number: int, task: OneClass) -> dict[Key, dict[str, float]]:
     """Figures of all cleanings of one good class."""
     found = {}
-    order = np.random.default_rng(number).permutation(len(task.others))
     for impurity in IMPURITIES:
-        odd = order[: round(impurity / (1 - impurity) * len(task.train))]
+        odd = impurities(len(task.train), len(task.others), impurity, number)
         features = np.vstack([task.train, task.others[odd]])
         kept = {name: clean(features, **how).kept for name, how in CLEANINGS.items()}
         kept["person"] = kept["nnad"] | (np.arange(len(features)) < len(task.train))
