@@ -3,15 +3,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BACKBONES ?= torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-all test-backbones lint
+.PHONY: demo test test-torch test-backbones lint
 demo: .venv/ready
 	.venv/bin/nnad demo
 
 test: .venv/ready-test
 	.venv/bin/python -m pytest --ignore tests/torch --ignore tests/backbones
 
-test-all: .venv-all/ready
-	.venv-all/bin/python -m pytest --ignore tests/backbones
+test-torch: .venv-all/ready
+	.venv-all/bin/python -m pytest tests/torch
 
 test-backbones: .venv-backbones/ready
 	.venv-backbones/bin/python -m pytest tests/backbones

@@ -3,8 +3,9 @@
 Fashion-MNIST and CIFAR-10, development images (see one_class_sets.py): each class in turn is good,
 and of the training images a share of 0 to 50 % are from the nine other classes. All good training
 images stay, so that only anomalies are added, drawn anew for each class: for `nnad` up to 20 % five
-times, with seeds (class, 0) to (class, 4), else once, with seed (class, 0). For the slower k-NNN
-and auto every second class is good and fewer cleanings are tried, for auto with one draw.
+times, with the class's number + 0, 100, ... 400 as seeds, else once, with its number. For the
+slower k-NNN and auto every second class is good and fewer cleanings are tried, for auto with one
+draw.
 
 Cleaned by: nothing; `dn2`, k = 2, one round, half; `nnad`, the defaults of nnad.clean; `budget`,
 5 % of the good images; `person`, as `nnad` when a person looks at all that is to be dropped and
@@ -38,6 +39,7 @@ from nnad.clean import clean
 from nnad.cores import usable_cores
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
+from nnad.protocols import impurities
 
 IMPURITIES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 CLEANINGS: dict[str, dict[str, Any]] = {
@@ -85,8 +87,8 @@ def evaluate_class(number: int, task: OneClass) -> dict[Key, list[dict[str, floa
     found = defaultdict(list)
     for impurity in IMPURITIES:
         for draw in range(DRAWS if 0 < impurity <= REPEATED else 1):
-            order = np.random.default_rng([number, draw]).permutation(len(task.others))
-            odd = order[: round(impurity / (1 - impurity) * len(task.train))]
+            seed = number + 100 * draw
+            odd = impurities(len(task.train), len(task.others), impurity, seed)
             features = np.vstack([task.train, task.others[odd]])
             names = ("nnad",) if draw else CLEANINGS
             kept = {name: clean(features, **CLEANINGS[name]).kept for name in names}

@@ -21,6 +21,7 @@ from provenance import write_rows
 
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
+from nnad.protocols import drawn
 
 SIZES = (1, 2, 5, 10, 50, 100, 500, None)
 OPERATORS = {"knn": "k-NN", "knnn": "k-NNN", "auto": "auto"}
@@ -41,7 +42,7 @@ def main() -> None:
                 if operator == "knnn" and size in (1, 2):
                     continue
                 orders = [
-                    np.random.default_rng(draw).permutation(len(task.train))[:size]
+                    drawn(len(task.train), size, draw)
                     for draw in range(DRAWS[operator] if size else 1)
                 ]
                 found[task.data, operator, size].append(

@@ -22,7 +22,8 @@ seeds.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ from nnad.group_bank import GroupBank
 from nnad.group_pooling import pooled, trace_of_covariance
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
+from nnad.protocols import (
+    Rows,
+    any_tuple,
+    drawn_group,
+    mixed_group,
+    no_permutation,
+    one_class_group,
+    one_of_each,
+)
 from nnad.transforms import fit_transform
 
 mpl.use("Agg")
@@ -50,33 +60,13 @@ TRAIN, TEST, SEEDS = 1000, 500, 5
 OPERATORS = ("knn", "auto")
 
 
-def drawn(rng: np.random.Generator, features: Array, classes: NDArray[np.int64]) -> Array:
-    """Images (M, D) of these classes (M,), from features (C, n, D); none twice while they last."""
-    order = rng.permutation(features.shape[1])
-    return features[classes, order[np.arange(len(classes)) % len(order)]]
-
-
-def one_class_set(rng: np.random.Generator, features: Array) -> Array:
-    return drawn(rng, features, np.full(rng.integers(10, 51), rng.integers(len(features))))
-
-
-def mixed_set(rng: np.random.Generator, features: Array) -> Array:
-    return drawn(rng, features, rng.integers(0, len(features), rng.integers(10, 51)))
-
-
-def permutation(rng: np.random.Generator, features: Array) -> Array:
-    return drawn(rng, features, rng.permutation(len(features)))
-
-
-def any_tuple(rng: np.random.Generator, features: Array) -> Array:
-    return drawn(rng, features, rng.integers(0, len(features), len(features)))
-
-
-def no_permutation(rng: np.random.Generator, features: Array) -> Array:
-    while True:
-        classes = rng.integers(0, len(features), len(features))
-        if len(np.unique(classes)) < len(classes):
-            return drawn(rng, features, classes)
+def drawn(
+    count: int, make: Callable[..., Rows], rng: np.random.Generator, features: Array
+) -> Groups:
+    """Groups of features (C, n, D)."""
+    of_class = np.arange(features.shape[0] * features.shape[1]).reshape(features.shape[:2])
+    flat = features.reshape(-1, features.shape[-1])
+    return [flat[make(rng, of_class)] for _ in range(count)]
 
 
 def scores(train: Groups, test: Groups, pooling: str, operator: str) -> NDArray[np.float64]:
@@ -91,8 +81,8 @@ def scores(train: Groups, test: Groups, pooling: str, operator: str) -> NDArray[
 def compare(
     train: Array,
     test: Array,
-    good: Callable[..., Array],
-    odd: dict[str, Callable[..., Array]],
+    good: Callable[..., Rows],
+    odd: dict[str, Callable[..., Rows]],
     poolings: tuple[str, ...],
     operators: tuple[str, ...],
 ) -> dict[tuple[str, str, str], list[float]]:
@@ -100,9 +90,9 @@ def compare(
     values: dict[tuple[str, str, str], list[float]] = {}
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
-        bank = [good(rng, train) for _ in range(TRAIN)]
-        normal = [good(rng, test) for _ in range(TEST)]
-        anomalous = {name: [make(rng, test) for _ in range(TEST)] for name, make in odd.items()}
+        bank = drawn(TRAIN, good, rng, train)
+        normal = drawn(TEST, good, rng, test)
+        anomalous = {name: drawn(TEST, make, rng, test) for name, make in odd.items()}
         queries = normal + [group for groups in anomalous.values() for group in groups]
         for pooling in poolings:
             for operator in ("none",) if pooling == "trace" else operators:
@@ -112,6 +102,10 @@ def compare(
                     area = roc_auc_score(labels, np.concatenate([found[0], of_odd]))
                     values.setdefault((name, pooling, operator), []).append(float(area))
     return values
+
+
+def same_class(size: int, rng: np.random.Generator, of_class: Sequence[Rows]) -> Rows:
+    return drawn_group(rng, of_class, np.zeros(size, np.int64))
 
 
 def rows_of(values: dict[tuple[str, str, str], list[float]], **told: Any) -> list[dict[str, Any]]:
@@ -136,8 +130,8 @@ def sets_of_one_class(features: Array) -> list[dict[str, Any]]:
         values = compare(
             points[:, :400],
             points[:, 400:],
-            one_class_set,
-            {"10 to 50 images": mixed_set},
+            one_class_group,
+            {"10 to 50 images": mixed_group},
             ("mean", "max", "trace"),  # sizes differ, so nothing can be concatenated
             OPERATORS,
         )
@@ -150,12 +144,12 @@ def m_of_m(features: Array) -> list[dict[str, Any]]:
     for transform, operators in (("root", OPERATORS), ("raw", ("knn",))):
         points = transformed(features, transform)
         for m in range(1, 11):
-            protocols: dict[str, Callable[..., Array]] = {"literal": any_tuple}
+            protocols: dict[str, Callable[..., Rows]] = {"literal": any_tuple}
             if m > 1:
                 protocols["without permutations"] = no_permutation
             poolings = ("mean", "max", "concat", "trace")[: 3 if m == 1 else 4]
             train, test = points[:m, :800], points[:m, 800:]
-            values = compare(train, test, permutation, protocols, poolings, operators)
+            values = compare(train, test, one_of_each, protocols, poolings, operators)
             rows += rows_of(values, task="M-of-M", data="cifar-10", M=m, transform=transform)
             print("done:", transform, m, flush=True)
     return rows
@@ -179,7 +173,7 @@ def false_alarms(features: Array, splits: int = 200, budget: float = 0.1) -> lis
                 operator=None if operator == "none" else make_operator(operator),
             )
             for size in (3, 10, 20, 50):
-                new = [drawn(rng, others, np.zeros(size, np.int64)) for _ in range(50)]
+                new = drawn(50, partial(same_class, size), rng, others)
                 found = scores(good, new, pooling, operator)
                 rules = {"ours": size} | ({"full groups": 20} if size < 20 else {})
                 for rule, of_size in rules.items():

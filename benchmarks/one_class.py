@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from nnad.backbones import Backbone, load_backbone
 from nnad.neighbors import Bank
 from nnad.operators.knn import KNN
+from nnad.protocols import one_class
 from nnad.transforms import fit_transform
 
 COMPARED = ("raw", "l2", "root", "log")
@@ -38,11 +39,12 @@ def fashion_mnist_rows(folder: Path, backbone: Backbone) -> list[dict[str, Any]]
     train, test = embed(train_images, backbone), embed(test_images, backbone)
     rows = []
     for transform in COMPARED:
+        tasks = [one_class(train_labels, test_labels, c) for c in range(10)]
         values = [
             auroc(
-                train[train_labels == c], test[test_labels == c], test[test_labels != c], transform
+                train[t.train], test[t.test[~t.is_anomaly]], test[t.test[t.is_anomaly]], transform
             )
-            for c in range(10)
+            for t in tasks
         ]
         rows += [row("Fashion-MNIST", f"class {c}", transform, [v]) for c, v in enumerate(values)]
         rows.append(row("Fashion-MNIST", "mean of 10 classes", transform, values))

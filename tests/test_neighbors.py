@@ -7,6 +7,8 @@ from hypothesis.extra.numpy import arrays
 from nnad import neighbors, search_steps
 from nnad.errors import InputError
 from nnad.neighbors import Bank
+from nnad.operators.compiled_search import COMPILED
+from nnad.search_steps import NUMPY
 
 
 def brute_force(queries, bank, k, exclude=None):
@@ -144,14 +146,18 @@ def test_no_queries():
 @settings(max_examples=50, deadline=None)
 @given(
     width=st.integers(1, 3000),
-    count=st.integers(1, 12),
+    step=st.integers(1, 1500),
+    count=st.integers(1, 150),
     levels=st.sampled_from([3, 1_000_000]),
+    dtype=st.sampled_from([np.float32, np.int32]),
+    kernels=st.sampled_from([NUMPY, COMPILED]),
     seed=st.integers(0, 1000),
 )
-def test_the_smallest_of_each_row(width, count, levels, seed):
+def test_the_least_keys_of_some_blocks(width, step, count, levels, dtype, kernels, seed):
+    keys = np.random.default_rng(seed).integers(-levels, levels, (3, width)).astype(dtype)
+    blocks = ((start, keys[:, start : start + step].copy()) for start in range(0, width, step))
+    least, rows = search_steps.proposed(blocks, count, None, kernels)
     count = min(count, width)
-    values = np.random.default_rng(seed).integers(0, levels, (3, width)).astype(np.float32)
-    columns = search_steps._smallest(values, count)
-    assert all(len(set(row)) == count for row in columns.tolist())
-    found = np.sort(np.take_along_axis(values, columns, 1), axis=1)
-    np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, :count])
+    assert all(len(set(row)) == count for row in rows.tolist())
+    np.testing.assert_array_equal(np.take_along_axis(keys, rows, 1), least)
+    np.testing.assert_array_equal(np.sort(least, axis=1), np.sort(keys, axis=1)[:, :count])

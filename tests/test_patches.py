@@ -95,7 +95,7 @@ def test_soft_norm_by_hand():
 def test_whitened_patches_are_uncorrelated():
     rng = np.random.default_rng(0)
     patches = (rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 3).astype(np.float32)
-    found = Whitening.fit(patches, ridge=1e-9)(patches)
+    found = Whitening.fit(patches, ridge=1e-9, keep=1)(patches)
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(np.cov(found, rowvar=False), np.eye(6) / 6, atol=1e-4)
 
@@ -103,11 +103,29 @@ def test_whitened_patches_are_uncorrelated():
 def test_a_ridge_holds_weak_directions_down():
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(4000, 2)) * [1, 0.01]
-    whitening = Whitening.fit(patches.astype(np.float32), ridge=0.1)
+    whitening = Whitening.fit(patches.astype(np.float32), ridge=0.1, keep=1)
     normed = soft_norm(patches, whitening.scale)
     values = np.linalg.eigvalsh(np.cov(normed, rowvar=False))
     spread = np.linalg.eigvalsh(np.cov(whitening(patches.astype(np.float32)), rowvar=False))
     np.testing.assert_allclose(spread, values / (values + 0.1 * values.mean()) / 2, rtol=1e-3)
+
+
+def test_of_weak_directions_only_their_length_stays():
+    rng = np.random.default_rng(0)
+    patches = (rng.normal(size=(4000, 5)) * [3, 2, 1, 0.02, 0.01]).astype(np.float32)
+    every = Whitening.fit(patches, keep=1)
+    variances = every(patches).var(axis=0)
+    assert (np.diff(variances) < 0).all()
+    held = variances.cumsum() / variances.sum()
+    for keep, kept in ((0.3, 1), (0.5, 2), (0.9, 3)):
+        assert held[kept - 1] >= keep > held[kept - 1] - variances[kept - 1] / variances.sum()
+        found = Whitening.fit(patches, keep=keep)(patches)
+        assert found.shape == (4000, kept + 1)
+        np.testing.assert_array_equal(found[:, :kept], every(patches)[:, :kept])
+        # no patch becomes longer or shorter, so what is foreign stays so
+        np.testing.assert_allclose(
+            np.linalg.norm(found, axis=1), np.linalg.norm(every(patches), axis=1), rtol=1e-5
+        )
 
 
 def test_equal_patches_are_whitened_to_zero():

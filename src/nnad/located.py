@@ -154,30 +154,33 @@ class Patches:
 
     def locate(self, image: Image.Image, threshold: float) -> Located:
         """Patch scores of an RGB image, and its regions above a patch score."""
-        seen = list(self._views(image))
-        grids, score = self.model.score(seen)
-        oddest = self._oddest(seen, grids, threshold)
-        located = Located(score, oddest, grids, [view.seen for view in seen], image.size, ())
+        grids, seen, highest, score = [], [], -np.inf, -np.inf
+        for view in self._views(image):  # one at a time: large images have hundreds
+            grid, of_view = self.model.score_view(view)
+            grids.append(grid)
+            seen.append(view.seen)
+            score = max(score, of_view)
+            if grid.max() > highest:
+                highest, oddest = float(grid.max()), self._oddest(view, grid, threshold)
+        located = Located(score, oddest, grids, seen, image.size, ())
         if oddest.score <= 1:
             return located
         return replace(located, regions=tuple(regions(self.map(located, threshold), 1.0)))
 
-    def _oddest(
-        self, seen: list[View], grids: list[NDArray[np.float64]], threshold: float
-    ) -> OddPatch:
-        number = int(np.argmax([grid.max() for grid in grids]))
-        view, grid, bank = seen[number], grids[number], self.model.bank
+    def _oddest(self, view: View, grid: NDArray[np.float64], threshold: float) -> OddPatch:
+        bank = self.model.bank
         row, column = map(int, np.unravel_index(int(grid.argmax()), grid.shape))
         patch = self.model.joined([stage[row, column] for stage in view.stages])  # (D,)
         found = bank.nearest(patch[None], 1)
         nearest = int(found.rows[0, 0])
+        left, top, right, bottom = bank.boxes[nearest].tolist()
         return OddPatch(
             score=self._scaled(float(grid[row, column]), threshold),
             box=patch_box(view.seen, grid.shape, row, column),
             distance=float(np.sqrt(found.sq_dists[0, 0])),
             usual=float(bank.spacing[nearest]),
             good=int(bank.images[nearest]),
-            good_box=tuple(bank.boxes[nearest].tolist()),
+            good_box=(left, top, right, bottom),
         )
 
     def map(self, located: Located, threshold: float) -> NDArray[np.float32]:

@@ -42,12 +42,14 @@ class Bank:
         features: (N, D) with N >= 1, finite; taken without a copy when it is float32 and
             C-contiguous, so that a memory-mapped file is searched where it lies. The first search
             of 64 queries or more in a large bank makes codes of it, a quarter of its size.
+        coded: False searches without codes, which is faster for short vectors at about equal
+            distances, such as patches: integers leave too many rows in doubt.
 
     Raises:
         InputError: another shape, or a value that is not finite (the row is named).
     """
 
-    def __init__(self, features: NDArray[Any]) -> None:
+    def __init__(self, features: NDArray[Any], *, coded: bool = True) -> None:
         self.features = checked_features(features, "bank")
         if not len(self.features):
             raise InputError("bank: no rows")
@@ -57,7 +59,7 @@ class Bank:
         )  # (N,)
         self.graph = graph.unknown(len(self.features), 0)
         self._codes: Codes | None = None
-        self._coding_failed = False
+        self._coding_failed = not coded
 
     def __len__(self) -> int:
         return len(self.features)
@@ -308,10 +310,10 @@ class Bank:
 
     def _proxies(self, queries: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """|x|^2 - 2 q.x of all rows, some rows at a time: (first row, (q, n))."""
+        doubled = -2 * queries
         for start in range(0, len(self), _BANK_ROWS):
             rows = slice(start, start + _BANK_ROWS)
-            proxies = np.asarray(queries @ self.features[rows].T, dtype=np.float32)
-            proxies *= -2
+            proxies = np.asarray(doubled @ self.features[rows].T, dtype=np.float32)
             proxies += self._sq_norms[rows].astype(np.float32)
             yield start, proxies
 

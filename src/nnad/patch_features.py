@@ -23,6 +23,7 @@ from nnad.preprocessing import Preprocessing
 Maps = NDArray[np.float32]
 
 RIDGE = 0.1  # in units of the mean eigenvalue
+KEEP = 0.8  # of the variance after whitening
 
 
 def patch_stages(
@@ -95,31 +96,49 @@ class Whitening:
 
         x -> V'(soft_norm(x) - mean) / sqrt(e + ridge * mean e) / sqrt(C)
 
+    The first components stay as they are. Of the others, in which good patches hardly differ, only
+    their length stays: a third fewer dimensions to search, and a patch that is foreign in a
+    direction that good ones lack is still far from them.
+
     Attributes:
         scale: the mean length of a good patch.
         mean: (C,) mean good patch after the soft norm.
-        matrix: (C, C) V and the division.
+        matrix: (C, C) V and the division, the strongest direction first.
+        kept: how many components stay as they are.
     """
 
     scale: float
     mean: Maps
     matrix: Maps
+    kept: int
 
     @classmethod
-    def fit(cls, patches: NDArray[Any], ridge: float = RIDGE) -> Self:
-        """Learn from good patches (P, C)."""
+    def fit(cls, patches: NDArray[Any], ridge: float = RIDGE, keep: float = KEEP) -> Self:
+        """Learn from good patches.
+
+        Args:
+            patches: (P, C).
+            ridge: added to each eigenvalue, in units of their mean.
+            keep: the share of the variance after whitening in the components that stay.
+        """
         scale = float(np.linalg.norm(patches, axis=1).mean(dtype=np.float64)) or 1.0
         normed = soft_norm(patches, scale).astype(np.float64)
         mean = normed.mean(axis=0)
         values, vectors = np.linalg.eigh(np.cov(normed, rowvar=False).reshape(len(mean), -1))
-        values = np.maximum(values, 0)
-        floor = ridge * float(values.mean()) or 1.0
-        matrix = vectors / np.sqrt(values + floor) / np.sqrt(len(mean))
-        return cls(scale, mean.astype(np.float32), matrix.astype(np.float32))
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        spread = values + (ridge * float(values.mean()) or 1.0)
+        matrix = np.ascontiguousarray(vectors / np.sqrt(spread) / np.sqrt(len(mean)), np.float32)
+        held = np.cumsum(values / spread)
+        kept = min(1 + int(np.searchsorted(held, keep * held[-1], side="right")), len(mean))
+        return cls(scale, mean.astype(np.float32), matrix, kept)
 
     def __call__(self, patches: Maps) -> Maps:
-        """(..., C) -> (..., C)."""
-        return np.asarray((soft_norm(patches, self.scale) - self.mean) @ self.matrix)
+        """(..., C) -> (..., kept + 1), or (..., C) if all are kept."""
+        components = (soft_norm(patches, self.scale) - self.mean) @ self.matrix
+        if self.kept == len(self.mean):
+            return np.asarray(components)
+        rest = np.linalg.norm(components[..., self.kept :], axis=-1, keepdims=True)
+        return np.concatenate([components[..., : self.kept], rest], axis=-1)
 
 
 def whitened(stages: Sequence[Maps], transforms: Sequence[Whitening]) -> Maps:

@@ -162,19 +162,19 @@ class PatchModel:
             views: one or more, as in `fit`.
             left_out: a good image whose patches do not count.
         """
-        grids, farthest = [], []
-        for view in views:
-            joined = self.joined(view.stages)
-            patches = joined.reshape(-1, joined.shape[-1])
-            grids.append(self._patch_scores(patches, left_out).reshape(joined.shape[:-1]))
-            if self.reweight:  # only the farthest patch of all counts
-                distances = grids[-1]
-                if self.operator != "knn":
-                    distances = knn_scores(self.bank, patches, left_out=left_out)
-                farthest.append(patches[distances.argmax()])
+        scored = [self.score_view(view, left_out) for view in views]
+        return [grid for grid, _ in scored], max(score for _, score in scored)
+
+    def score_view(self, view: View, left_out: int | None = None) -> tuple[Scores, float]:
+        """One view -> patch scores (H', W') and the score of the view, see `score`."""
+        joined = self.joined(view.stages)
+        patches = joined.reshape(-1, joined.shape[-1])
+        scores = self._patch_scores(patches, left_out)
         if self.reweight:
-            return grids, patchcore_score(self.bank, np.stack(farthest), left_out=left_out)
-        return grids, max(image_score(grid, self.top) for grid in grids)
+            score = patchcore_score(self.bank, patches, left_out=left_out)
+        else:
+            score = image_score(scores, self.top)
+        return scores.reshape(joined.shape[:-1]), score
 
     def _patch_scores(self, patches: Maps, left_out: int | None) -> Scores:
         """(P, D) -> (P,)."""
@@ -232,6 +232,7 @@ class PatchModel:
             found[f"whitening_{i}_scale"] = np.array([transform.scale])
             found[f"whitening_{i}_mean"] = transform.mean
             found[f"whitening_{i}_matrix"] = transform.matrix
+            found[f"whitening_{i}_kept"] = np.array([transform.kept])
         return found
 
     @classmethod
@@ -247,6 +248,7 @@ class PatchModel:
                 float(arrays[f"whitening_{i}_scale"][0]),
                 arrays[f"whitening_{i}_mean"],
                 arrays[f"whitening_{i}_matrix"],
+                int(arrays[f"whitening_{i}_kept"][0]),
             )
             for i in range(sum(name.endswith("_matrix") for name in arrays))
         )

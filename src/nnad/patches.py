@@ -5,7 +5,7 @@ scores of good images comparable with those of new ones.
 """
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from scipy.special import logsumexp
 
 from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors
-from nnad.operators.knnn import KNNN
+
+if TYPE_CHECKING:
+    from nnad.operators.knnn import KNNN
 
 Scores = NDArray[np.float64]
 
@@ -41,7 +43,7 @@ class PatchBank:
         places: NDArray[Any],
         boxes: NDArray[Any] | None = None,
     ) -> None:
-        self.rows = Bank(patches)
+        self.rows = Bank(patches, coded=False)
         self.images, self.places = np.asarray(images), np.asarray(places)
         self.boxes = np.full((len(self), 4), np.nan) if boxes is None else np.asarray(boxes)
         if not len(self.rows) == len(self.images) == len(self.places) == len(self.boxes):
@@ -114,7 +116,7 @@ def calibrated_scores(
 
 
 def knnn_scores(
-    bank: PatchBank, operator: KNNN, patches: NDArray[Any], left_out: int | None = None
+    bank: PatchBank, operator: "KNNN", patches: NDArray[Any], left_out: int | None = None
 ) -> Scores:
     """(P, D) -> (P,) k-NNN scores, by an operator that was fitted on `bank.rows`.
 

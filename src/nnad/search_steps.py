@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 _GROUP = 32  # columns of which only the least is looked at first
 _EXACT_ELEMENTS = 100_000  # float64 differences at a time: 0.8 MB, which stays in cache
-_PENDING = 8  # blocks whose candidates are sorted out together
 _LARGEST_KEY = 2**30  # above every integer key
 
 
 class Kernels(NamedTuple):
     """What a search does beside the matrix product."""
 
-    # values (Q, n), count -> (Q, count) columns of the smallest values in each row, unordered
-    smallest: Callable[[NDArray[Any], int], NDArray[np.int64]]
+    # keys (Q, c) and their rows (Q, c), further keys (Q, n), the row of their first column, count
+    # -> the `count` least of the c + n keys of each query, and their rows; unordered
+    least: Callable[
+        [NDArray[Any], NDArray[np.int64], NDArray[Any], int, int],
+        tuple[NDArray[Any], NDArray[np.int64]],
+    ]
     # queries (Q, D), bank (N, D), owner (P,), rows (P,) -> (P,) squared distances in float64 of
     # queries[owner] and bank[rows]
     sq_dists: Callable[
@@ -46,6 +49,16 @@ def _smallest(values: NDArray[Any], count: int) -> NDArray[np.int64]:
     return np.take_along_axis(columns, picked[:, :count], 1)
 
 
+def _least(
+    keys: NDArray[Any], rows: NDArray[np.int64], more: NDArray[Any], start: int, count: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    best = _smallest(more, count)
+    keys = np.hstack([keys, np.take_along_axis(more, best, 1)])
+    rows = np.hstack([rows, best + start])
+    best = _smallest(keys, count)
+    return np.take_along_axis(keys, best, 1), np.take_along_axis(rows, best, 1)
+
+
 def _sq_dists(
     queries: NDArray[np.float32],
     bank: NDArray[np.float32],
@@ -62,7 +75,7 @@ def _sq_dists(
     return sq_dists
 
 
-NUMPY = Kernels(_smallest, _sq_dists)
+NUMPY = Kernels(_least, _sq_dists)
 
 
 def proposed(
@@ -72,28 +85,13 @@ def proposed(
     kernels: Kernels,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The least keys (q, wanted) of all blocks, and their rows; unordered."""
-    keys: list[NDArray[Any]] = []
-    rows: list[NDArray[np.int64]] = []
+    keys, rows = np.empty((0, 0)), np.empty((0, 0), dtype=np.int64)
     for start, block in blocks:
         exclude_rows(block, start, exclude)
-        best = kernels.smallest(block, wanted)
-        keys.append(np.take_along_axis(block, best, 1))
-        rows.append(best + start)
-        if len(keys) == _PENDING:
-            best_keys, best_rows = _least_of(keys, rows, wanted, kernels)
-            keys, rows = [best_keys], [best_rows]
-    return _least_of(keys, rows, wanted, kernels)
-
-
-def _least_of(
-    keys: list[NDArray[Any]], rows: list[NDArray[np.int64]], wanted: int, kernels: Kernels
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The least keys (q, wanted) among those of several blocks, and their rows."""
-    all_keys, all_rows = np.hstack(keys), np.hstack(rows)
-    if len(keys) == 1:
-        return all_keys, all_rows
-    least = kernels.smallest(all_keys, wanted)
-    return np.take_along_axis(all_keys, least, 1), np.take_along_axis(all_rows, least, 1)
+        if not start:
+            keys, rows = block[:, :0], np.empty((len(block), 0), dtype=np.int64)
+        keys, rows = kernels.least(keys, rows, block, start, wanted)
+    return keys, rows
 
 
 def exclude_rows(keys: NDArray[Any], start: int, exclude: NDArray[np.intp] | None) -> None:

@@ -21,7 +21,7 @@ from nnad.results import Result
 from nnad.training import digest
 
 # what moves the embedded networks, chosen in benchmarks/panda.py; others take the paper's
-EMBEDDED: dict[str, Any] = {"lr": 1.0, "clip_norm": 0.3, "unit": True}
+EMBEDDED: dict[str, Any] = {"lr": 0.1, "clip_norm": 0.3, "unit": True}
 METHODS = {"panda": 15, "panda-ewc": 50, "msad": 20}  # and their epochs
 
 

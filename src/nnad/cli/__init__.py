@@ -28,6 +28,7 @@ from nnad.cli.groups import groups
 from nnad.cli.info import info
 from nnad.cli.living import add, budget, log, remove, undo
 from nnad.cli.preflight import preflight
+from nnad.cli.reproduce import reproduce
 from nnad.cli.score import score
 from nnad.errors import ImageWarning, NnadError
 
@@ -55,6 +56,7 @@ for _command in (
     adapt,
     info,
     demo,
+    reproduce,
 ):
     app.command()(_command)
 app.add_typer(groups, name="groups")

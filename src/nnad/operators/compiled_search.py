@@ -16,44 +16,63 @@ _LANES = 64  # a multiple of what the processor compares at a time
 
 
 @summing
-def _smallest(start: int, stop: int, bits: Bits, flip: int, picked: Ints) -> None:
-    """Columns of the smallest values of each row.
+def _least(
+    start: int,
+    stop: int,
+    known: Bits,
+    known_rows: Ints,
+    more: Bits,
+    first: int,
+    flip: int,
+    keys: Bits,
+    rows: Ints,
+) -> None:
+    """The least keys of each query among those known and more.
 
-    The largest of some groups' least values bounds what can belong to them. Bisection between
-    the few values below this bound finds the largest that does.
+    What belongs to them is bounded by the largest of those known, or at first by the largest of
+    some groups' least keys. Bisection between the few keys below this bound finds the largest that
+    does.
 
     Args:
-        start, stop: the rows of `bits` to sort out.
-        bits: (Q, n) the values' bits.
-        flip: the bits of a negative value that are turned over, so that integers have its order.
-        picked: (Q, count) result; unordered.
+        start, stop: the queries to sort out.
+        known, known_rows: (Q, c) bits of keys, and their rows.
+        more: (Q, n) bits of further keys.
+        first: the row of their first column.
+        flip: the bits of a negative key that are turned over, so that integers have its order.
+        keys, rows: (Q, count) result, count <= c + n; unordered.
     """
-    width, count = bits.shape[1], picked.shape[1]
+    n_known, count = known.shape[1], keys.shape[1]
+    width = n_known + more.shape[1]
     groups = min(-(-count // _LANES) * _LANES, width)
     line, least = np.empty(width, np.int32), np.empty(groups, np.int32)
     columns, below = np.empty(width + 1, np.int64), np.empty(width + 1, np.int32)
-    for row in range(start, stop):
+    picked = np.empty(count, np.int64)
+    for q in range(start, stop):
+        line[:n_known] = known[q]
+        line[n_known:] = more[q]
         for c in range(width):
-            line[c] = bits[row, c] ^ ((bits[row, c] >> 31) & flip)
-        least[:] = line[:groups]
-        for first in range(groups, width - groups + 1, groups):
-            part = line[first : first + groups]
-            for j in range(groups):
-                least[j] = min(least[j], part[j])
-        high, n = np.int64(least[0]), 0
-        for j in range(groups):
-            high = max(high, np.int64(least[j]))
+            line[c] ^= (line[c] >> 31) & flip
+        bounds = line[:n_known]
+        if n_known < count:
+            least[:] = line[:groups]
+            for begin in range(groups, width - groups + 1, groups):
+                part = line[begin : begin + groups]
+                for j in range(groups):
+                    least[j] = min(least[j], part[j])
+            bounds = least
+        high, n = int(bounds[0]), 0
+        for j in range(len(bounds)):
+            high = max(high, int(bounds[j]))
         for c in range(width):
             columns[n] = c
             n += line[c] <= high
         low, fits = high, n
         for i in range(n):
             below[i] = line[columns[i]]
-            low = min(low, np.int64(below[i]) - 1)
-        # `fits` values are at most `high`, and fewer than `count` at most `low`
+            low = min(low, int(below[i]) - 1)
+        # `fits` keys are at most `high`, and fewer than `count` at most `low`
         while fits > count and high - low > 1:
-            middle = (low + high) // 2
-            at_most = 0
+            middle, at_most = (low + high) // 2, 0
             for i in range(n):
                 at_most += below[i] <= middle
             if at_most >= count:
@@ -64,12 +83,16 @@ def _smallest(start: int, stop: int, bits: Bits, flip: int, picked: Ints) -> Non
         surely = high if fits == count else low
         for i in range(n):
             if below[i] <= surely:
-                picked[row, found] = columns[i]
+                picked[found] = columns[i]
                 found += 1
-        for i in range(n):  # equal values
+        for i in range(n):  # equal keys
             if found < count and surely < below[i] <= high:
-                picked[row, found] = columns[i]
+                picked[found] = columns[i]
                 found += 1
+        for i in range(count):
+            c = picked[i]
+            keys[q, i] = line[c] ^ ((line[c] >> 31) & flip)
+            rows[q, i] = known_rows[q, c] if c < n_known else first + c - n_known
 
 
 @summing
@@ -109,12 +132,16 @@ def _sq_dists(
         out[p0], out[p1], out[p2], out[p3] = t0, t1, t2, t3
 
 
-def _smallest_in_threads(values: NDArray[Any], count: int) -> Ints:
-    """`Kernels.smallest` of float32 or int32 values."""
-    picked = np.empty((len(values), min(count, values.shape[1])), dtype=np.int64)
-    flip = 0x7FFFFFFF if values.dtype.kind == "f" else 0
-    in_threads(_smallest, len(values), values.view(np.int32), np.int32(flip), picked)
-    return picked
+def _least_in_threads(
+    known: NDArray[Any], known_rows: Ints, more: NDArray[Any], first: int, count: int
+) -> tuple[NDArray[Any], Ints]:
+    """`Kernels.least` of float32 or int32 keys."""
+    shape = len(more), min(count, known.shape[1] + more.shape[1])
+    keys, rows = np.empty(shape, more.dtype), np.empty(shape, np.int64)
+    flip = np.int32(0x7FFFFFFF if more.dtype.kind == "f" else 0)
+    args = known.view(np.int32), known_rows, more.view(np.int32), first, flip
+    in_threads(_least, len(more), *args, keys.view(np.int32), rows)
+    return keys, rows
 
 
 def _sq_dists_in_threads(
@@ -125,4 +152,4 @@ def _sq_dists_in_threads(
     return out
 
 
-COMPILED = Kernels(_smallest_in_threads, _sq_dists_in_threads)
+COMPILED = Kernels(_least_in_threads, _sq_dists_in_threads)

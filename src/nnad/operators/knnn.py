@@ -134,11 +134,12 @@ class KNNN:
         """
         _check_rows(bank)
         mean, scatter = ordering.moments(bank.features)
-        vbar = float(scatter.trace()) / (len(bank) - 1) / len(mean)
+        vbar = float(scatter.mean()) / (len(bank) - 1)
         order = np.arange(len(mean))
         if self.reorder:
-            order = ordering.greedy_order(ordering.abs_correlations(scatter), self.set_size)
-        del scatter
+            corr = ordering.abs_correlations(bank.features, mean, scatter)
+            order = ordering.greedy_order(corr, self.set_size)
+            del corr
         return self._set(bank, order, vbar)
 
     def state(self, *, with_frames: bool = False) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,119 @@
+"""Pictures: curves of a figure's entries, t-SNE of features, and scores in the plane.
+
+They need matplotlib: pip install 'nnad[bench]'.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnad.errors import InputError
+from nnad.neighbors import Bank
+from nnad.operators import make_operator
+from nnad.protocols import plane_box, plane_points
+from nnad.reproduce.knnn import IN_PLANE
+from nnad.reproduce.run import Run
+from nnad.reproduce.told import summary
+
+PANELS = {"3": (("moons", 60),), "8": (("moons", 200), ("circles", 200), ("swiss roll", 200))}
+_DPI = 100
+_TSNE_IMAGES = 2000  # at most: of more, a picture shows nothing new and takes minutes
+Array = NDArray[Any]
+
+
+def curves(run: Run, path: Path) -> bool:
+    """A panel for each data set, a line for each column; whether there was anything to draw."""
+    plt = _pyplot()
+    found = [(entry, value) for entry, value in summary(run) if value is not None]
+    panels: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    for entry, value in found:
+        panel = f"{entry.data}, {entry.protocol}"
+        panels.setdefault(panel, {}).setdefault(entry.column, []).append((entry.row, 100 * value))
+    if not panels:
+        return False
+    picture, axes = plt.subplots(
+        1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained", squeeze=False
+    )
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        ticks = list(dict.fromkeys(row for points in lines.values() for row, _ in points))
+        for column, points in lines.items():
+            places = [ticks.index(row) for row, _ in points]
+            axis.plot(places, [value for _, value in points], "o-", markersize=4, label=column)
+        axis.set_xticks(range(len(ticks)), ticks, rotation=30 if len(ticks) > 5 else 0)
+        axis.set(title=title, ylabel="image AUROC, %")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    picture.suptitle(f"{run.table.title}: {run.table.caption}")
+    _save(plt, picture, path)
+    return True
+
+
+def embedding(
+    features: Mapping[str, Array], labels: Array, normal: Mapping[str, int], path: Path
+) -> None:
+    """t-SNE of test features (U, D), a column each, with a normal class in yellow, a row each."""
+    from sklearn.manifold import TSNE
+
+    plt = _pyplot()
+    rows = np.random.default_rng(0).permutation(len(labels))[:_TSNE_IMAGES]
+    picture, axes = plt.subplots(
+        len(normal),
+        len(features),
+        figsize=(4 * len(features), 4 * len(normal)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for column, (name, values) in enumerate(features.items()):
+        points = np.asarray(values[rows], np.float64)
+        perplexity = min(30, max((len(points) - 1) // 3, 1))
+        placed = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(points)
+        for line, (kind, label) in enumerate(normal.items()):
+            axis = axes[line, column]
+            is_normal = labels[rows] == label
+            for chosen, colour in ((~is_normal, "tab:blue"), (is_normal, "gold")):
+                axis.scatter(*placed[chosen].T, s=4, color=colour, linewidths=0)
+            axis.set(title=f"{name}, {kind}", xticks=[], yticks=[])
+    _save(plt, picture, path)
+
+
+def heat_maps(
+    path: Path,
+    panels: Sequence[tuple[str, int]],
+    operators: Mapping[str, tuple[str, Mapping[str, Any]]] = IN_PLANE,
+) -> None:
+    """Scores of every operator (columns) around points of a shape and number (rows)."""
+    plt = _pyplot()
+    picture = plt.figure(figsize=(3 * len(operators), 2.6 * len(panels)), layout="constrained")
+    axes = picture.subplots(len(panels), len(operators), squeeze=False)
+    for line, (shape, count) in zip(axes, panels, strict=True):
+        bank = plane_points(shape, count, 0.0, 0)
+        low, high = plane_box(bank)
+        side = 160
+        x, y = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(low[1], high[1], side))
+        grid = np.column_stack([x.ravel(), y.ravel()])
+        for axis, (title, (name, arguments)) in zip(line, operators.items(), strict=True):
+            fitted = make_operator(name, **arguments).fit(Bank(bank))
+            scores = fitted.score(grid).reshape(side, side)
+            axis.pcolormesh(x, y, np.log(scores + 1e-3 * scores.max()), rasterized=True)
+            axis.scatter(*bank.T, s=3, color="cyan", linewidths=0)
+            axis.set(xticks=[], yticks=[], title=f"{title}, {shape}")
+    _save(plt, picture, path)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise InputError("pictures need matplotlib: pip install 'nnad[bench]'") from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _save(plt: Any, picture: Any, path: Path) -> None:
+    picture.savefig(path, dpi=_DPI, metadata={"Software": None})
+    plt.close(picture)
