@@ -52,7 +52,7 @@ def test_rounds_by_hand():
     assert two.kept.tolist() == [True, True, True, True, False, False, False]
     # fraction 1/7: 8 goes first; against the others 20 and 21 are company, and stay
     again = clean(features, k=2, fraction=3 / 7)
-    assert again.rounds == 2  # the second round changes nothing
+    assert again.rounds == 3  # the second changes nothing of the core, the third of what is kept
     np.testing.assert_allclose(again.scores[4:], [30.5, (17**2 + 18**2) / 2, (18**2 + 19**2) / 2])
     np.testing.assert_allclose(again.scores[:4], [2.5, 1, 1, 2.5])
     assert again.nearest.tolist() == [1, 0, 1, 2, 3, 3, 3]  # always one that is kept
@@ -67,8 +67,37 @@ def test_rounds_bring_an_image_back_by_hand():
     assert first.kept.tolist() == [True] * 4 + [False, False, True, False]
     last = clean(features, k=2, fraction=3 / 8)
     assert last.kept.tolist() == [True] * 5 + [False] * 3
-    assert last.rounds == 3  # the third changes nothing
+    assert last.rounds == 4  # core of four, and again; five stay, and again
     np.testing.assert_allclose(last.scores[5:], [(14**2 + 17**2) / 2, 344.5, 464.5])
+
+
+def test_a_core_of_half_by_hand():
+    # seven good images close together, five far apart, and four anomalies in company
+    good, odd = [0, 1, 2, 3, 4, 5, 6, 20, 40, 60, 80, 100], [200, 210, 220, 230]
+    features = points(*good, *odd)
+    one = clean(features, k=2, fraction=1 / 4, rounds=1)
+    np.testing.assert_allclose(one.scores[:7], [2.5, 1, 1, 1, 1, 1, 2.5])
+    np.testing.assert_allclose(one.scores[7:12], [(14**2 + 15**2) / 2, 400, 400, 400, 1000])
+    np.testing.assert_allclose(one.scores[12:], [250, 100, 100, 250])
+    assert np.flatnonzero(~one.kept).tolist() == [8, 9, 10, 11]  # and so it would stay
+    # the core is 0 to 6 and 220, of the equal 210 and 220 the last; then 20 in place of 220; now
+    # four go, the anomalies; and nothing changes
+    best = clean(features, k=2, fraction=1 / 4)
+    assert np.flatnonzero(~best.kept).tolist() == [12, 13, 14, 15]
+    assert best.rounds == 5
+    np.testing.assert_allclose(best.scores[11:13], [(20**2 + 40**2) / 2, (100**2 + 120**2) / 2])
+    core = clean(features, k=2, fraction=1 / 2)
+    assert np.flatnonzero(core.kept).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert core.rounds == 4
+    assert clean(features, k=2, fraction=0).kept.all()
+
+
+def test_the_defaults_drop_35_percent_and_small_folders_have_a_core_too():
+    rng = np.random.default_rng(2)
+    for count in (4, 5, 6, 7, 40):
+        cleaned = clean(rng.normal(size=(count, 3)).astype(np.float32), k=2, fraction=0)
+        assert cleaned.kept.all()
+    assert (~clean(rng.normal(size=(40, 3)).astype(np.float32)).kept).sum() == 14
 
 
 def test_duplicates_count_and_copies_of_a_defect_need_a_larger_k():
@@ -96,7 +125,7 @@ def test_exactly_the_fraction_is_dropped_in_any_order(seed, count, fraction, rou
     features = rng.normal(size=(count, 3)).astype(np.float32)
     cleaned = clean(features, k=2, fraction=fraction, rounds=rounds)
     assert (~cleaned.kept).sum() == math.floor(fraction * count + 1e-9)
-    assert cleaned.rounds <= rounds
+    assert cleaned.rounds <= (2 * rounds if rounds > 1 else 1)
     assert cleaned.scores[cleaned.kept].max() <= cleaned.scores[~cleaned.kept].min(initial=np.inf)
     order = rng.permutation(count)
     again = clean(features[order], k=2, fraction=fraction, rounds=rounds)
@@ -284,7 +313,7 @@ def test_the_round_trip(here, run):
     arguments = ["clean", "--decisions", "review/review.csv", "--kept", "kept.csv", "--model", "m"]
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
-    assert "2 accepted and 2 rejected by a person; 12 kept, 0 dropped as proposed" in out
+    assert "3 accepted and 2 rejected by a person; 12 kept, 0 dropped as proposed" in out
     assert "m: fitted on 12 images; false-alarm budget 0.077 of good images" in out
     names = [f"parts/good_{i:02}.png" for i in range(12)]
     model = Detector.load("m")
@@ -369,7 +398,7 @@ def test_decisions_that_are_wrong(run):
     Path("review/review.csv").write_text(written)
     decide({"odd_0.png": "no"}, encoding="utf-8-sig")  # with ; and a byte order mark
     decided = read_decisions(Path("review/review.csv"))
-    assert (decided.rejected, decided.accepted, decided.unseen, len(decided.kept)) == (1, 0, 6, 7)
+    assert (decided.rejected, decided.accepted, decided.unseen, len(decided.kept)) == (1, 0, 3, 10)
     assert decided.kept[0].startswith("parts/")
     Path("review/review.json").write_text('{"images": [3]}')
     with pytest.raises(InputError, match="damaged, or not nnad's"):

@@ -2,13 +2,16 @@
 
 Each image is scored by its distance to the nearest others, itself left out by row and not by
 distance, so that duplicates count; the images with the highest scores are dropped. DN2 does that
-once, with 2 neighbours, and drops half.
+once, with 2 neighbours, and drops half. Here:
 
-Two things are added. Anomalies of one kind vouch for each other: among k neighbours, k + 1 of them
-are in company. So k grows with the folder, to 3 % of it. And a bank that holds anomalies gives
-anomalies low scores: in further rounds all images, dropped ones too, are scored against those that
-were kept, each kept one against the other kept ones, and chosen anew, until nothing changes.
-docs/cleaning.md has what that gains and costs.
+1. Half of the images are the core, those with the lowest scores. A bank that holds anomalies gives
+   anomalies low scores, so all images are scored again against the core alone, each of its own
+   against the others of it, and the core is chosen anew, until nothing changes.
+2. From the core on the same is done with what is kept, 65 %: to drop good images costs something,
+   too, and half is more than is needed once the core says which.
+
+Anomalies of one kind vouch for each other: among k neighbours, k + 1 of them are in company. So k
+grows with the folder, to 3 % of it. docs/cleaning.md has what all this gains and costs.
 """
 
 import copy
@@ -24,7 +27,7 @@ from nnad.neighbors import Bank
 from nnad.operators import Operator, make_operator
 from nnad.operators.arguments import check_amount, check_count
 
-FRACTION = 0.5
+FRACTION = 0.35
 LEAST = 4  # images that are left
 _SHARE, _MOST = 0.03, 200  # neighbours: a share of the images, and a bound on memory
 
@@ -70,9 +73,10 @@ def clean(
         features: (N, D) of all images, transformed.
         operator: what scores them: a name for `make_operator`, or an operator.
         k: its neighbours. By default 3 % of N, 2 to 200, for `knn`; for others their own.
-        fraction: drop exactly floor(fraction N) images, of equal scores the first; 0.5 by default.
+        fraction: drop exactly floor(fraction N) images, of equal scores the first; 0.35 by default.
         drop_good: instead of a fraction, the share of good images that may be dropped, see `limit`.
-        rounds: at most so many; 1 is DN2's cleaning.
+        rounds: at most so many for the core, and as many from there. 1: a single one, without a
+            core; with `k` = 2 and `fraction` = 0.5 it is DN2's cleaning.
 
     Raises:
         InputError: an argument is out of range, or fewer than 4 images would be left.
@@ -91,20 +95,25 @@ def clean(
     elif k is not None:
         raise InputError("k: goes with the name of an operator; this operator has its own")
 
+    def core(scores: Scores) -> NDArray[np.bool_]:
+        return _lowest(scores, min(len(scores) // 2, len(scores) - LEAST))
+
+    def choice(scores: Scores) -> NDArray[np.bool_]:
+        if drop_good is not None:
+            return np.asarray(scores <= limit(scores, drop_good))
+        return _lowest(scores, math.floor((fraction or 0) * len(scores) + 1e-9))
+
     kept = np.ones(len(features), dtype=bool)
     _check_left(kept)
-    taken, before = 0, ~kept
-    while taken < rounds and not np.array_equal(kept, before):
-        taken += 1
-        scores, nearest, distances = _scored(features, kept, operator)
-        before = kept
-        if drop_good is not None:
-            kept = scores <= limit(scores, drop_good)
-        else:
-            kept = np.ones(len(scores), dtype=bool)
-            dropped = math.floor((fraction or 0) * len(scores) + 1e-9)
-            kept[np.argsort(-scores, kind="stable")[:dropped]] = False
-        _check_left(kept)
+    taken = 0
+    for keep in (core, choice) if rounds > 1 else (choice,):
+        for _ in range(rounds):
+            scores, nearest, distances = _scored(features, kept, operator)
+            before, kept = kept, keep(scores)
+            _check_left(kept)
+            taken += 1
+            if np.array_equal(kept, before):
+                break
     return Cleaning(scores, kept, nearest, distances, taken)
 
 
@@ -148,6 +157,13 @@ def rough_rate(budget: float, kept: int, unseen: int) -> float:
         unseen: images that were dropped and that no person rejected.
     """
     return (budget * (kept + 1) + unseen) / (kept + unseen + 1)
+
+
+def _lowest(scores: Scores, dropped: int) -> NDArray[np.bool_]:
+    """(N,) which images stay when so many with the highest scores go, of equal ones the first."""
+    kept = np.ones(len(scores), dtype=bool)
+    kept[np.argsort(-scores, kind="stable")[:dropped]] = False
+    return kept
 
 
 def _check_left(kept: NDArray[np.bool_]) -> None:

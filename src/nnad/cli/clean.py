@@ -46,7 +46,7 @@ def clean(
     ] = None,
     fraction: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Drop this fraction of the images; 0.5 by default."),
+        typer.Option(help="Drop this fraction of the images; 0.35 by default."),
     ] = None,
     drop_good: Annotated[
         Optional[float],  # noqa: UP045
@@ -57,7 +57,11 @@ def clean(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(help="Score again against what was kept, at most so often; 1 as in DN2.")
+        int,
+        typer.Option(
+            help="Score again against what was kept, at most so often, first for a core of half "
+            "the images; 1: once and without a core, as in DN2."
+        ),
     ] = 10,
     operator: Annotated[
         str, typer.Option(help="What ranks the images; the model has the default one.")
