@@ -93,7 +93,10 @@ def reproduce(
     page = out / f"{declared.name}.md"
     text = markdown(result, _command())
     write(page, text)
-    pictures = _draw(result, out / f"{declared.name}.png")
+    try:
+        pictures = _draw(result, out / f"{declared.name}.png")
+    except InputError as error:  # no matplotlib; the numbers are there
+        pictures, result.problems["picture"] = False, str(error)
     print(text, end="")
     for what, why in result.problems.items():
         print(f"nnad: {visible(what)}: {visible(why)}", file=sys.stderr)

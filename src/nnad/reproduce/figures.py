@@ -20,6 +20,7 @@ from nnad.reproduce.told import summary
 
 PANELS = {"3": (("moons", 60),), "8": (("moons", 200), ("circles", 200), ("swiss roll", 200))}
 _DPI = 100
+_SIDE = 160  # scores along a side of a heat map
 _TSNE_IMAGES = 2000  # at most: of more, a picture shows nothing new and takes minutes
 Array = NDArray[Any]
 
@@ -91,12 +92,11 @@ def heat_maps(
     for line, (shape, count) in zip(axes, panels, strict=True):
         bank = plane_points(shape, count, 0.0, 0)
         low, high = plane_box(bank)
-        side = 160
-        x, y = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(low[1], high[1], side))
+        x, y = np.meshgrid(*(np.linspace(*ends, _SIDE) for ends in zip(low, high, strict=True)))
         grid = np.column_stack([x.ravel(), y.ravel()])
         for axis, (title, (name, arguments)) in zip(line, operators.items(), strict=True):
             fitted = make_operator(name, **arguments).fit(Bank(bank))
-            scores = fitted.score(grid).reshape(side, side)
+            scores = fitted.score(grid).reshape(_SIDE, _SIDE)
             axis.pcolormesh(x, y, np.log(scores + 1e-3 * scores.max()), rasterized=True)
             axis.scatter(*bank.T, s=3, color="cyan", linewidths=0)
             axis.set(xticks=[], yticks=[], title=f"{title}, {shape}")

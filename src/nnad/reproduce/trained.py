@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nnad.backbones import Backbone, load_backbone
 from nnad.errors import BackboneError
-from nnad.images import Source
+from nnad.images import Source, collected_warnings
 
 ADAPTED = ("panda", "panda-ewc", "msad")
 BASELINES = ("ocsvm", "deep-svdd", "geom", "goad", "mhrot")
@@ -49,8 +49,17 @@ def adapted_backbone(
         adapt = _import("nnad.adaptation.adapt", method).adapt
         network = _import("nnad.adaptation.networks", method).load_network(name, weights=weights)
         epochs = {"epochs": 1} if preset == "small" else {}
-        adapt(images, path, method=method, network=network, progress=progress, **epochs)
-    return load_backbone(str(path))
+        adapt(
+            images,
+            path,
+            method=method,
+            network=network,
+            overwrite=True,
+            progress=progress,
+            **epochs,
+        )
+    with collected_warnings():  # that it promises no budget: none is asked for
+        return load_backbone(str(path))
 
 
 def baseline_scores(
