@@ -210,7 +210,8 @@ class _Runner:
         both = digest(data.train) + digest(data.test)
         self.digests[name] = hashlib.sha256(both.encode()).hexdigest()
         told = f"{len(data.train):,} images to train, {len(data.test):,} to test"
-        self.result.layouts[name] = f"{data.layout.partition(' in ')[0]}, {told}"
+        layout = data.layout.replace(f" in {place}", "")
+        self.result.layouts[name] = f"{layout}, {told}"
 
     def _cells(self, entry: Entry) -> list[Cell]:
         if entry.data in SHAPES:
