@@ -51,9 +51,23 @@ def test_panda_is_adapted_once_for_both_operators(settings, monkeypatch):
 @pytest.mark.parametrize("system", ["deep-svdd", "geom", "goad", "mhrot"])
 def test_baselines(settings, system):
     table = find_table("dn2", "table", "1")
-    table = replace(table, entries=table.entries[:6])  # of class 0
+    table = replace(table, entries=table.entries[:6], shows_features=True)  # of class 0
     found = run(table, replace(settings, systems=[system]))
     (value,) = [v for entry, v in summary(found) if entry.system.name == system]
     assert value is not None, found.problems
     (scored,) = [cells[0][1] for cells in found.scored if cells]
     assert np.ptp(scored.scores) > 0
+    features = found.shown["0", find_column(table, system)]
+    assert features.shape[0] == 20
+    assert np.ptp(features, axis=0).max() > 0
+    scores = settings.out / "scores"
+    for path in scores.iterdir():
+        path.unlink()
+    again = run(table, replace(settings, systems=[system]))
+    assert again.computed == 1
+    (same,) = [cells[0][1] for cells in again.scored if cells]
+    np.testing.assert_array_equal(same.scores, scored.scores)  # learnt before, only scored
+
+
+def find_column(table: Table, system: str) -> str:
+    return next(entry.column for entry in table.entries if entry.system.name == system)
