@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tiny_sets import cifar10, make_all, save
 
@@ -18,10 +19,11 @@ from nnad import CallableBackbone, InputError
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
 from nnad.reproduce import data as data_sets
+from nnad.reproduce import figures
 from nnad.reproduce import run as run_module
 from nnad.reproduce.dn2 import DN2
 from nnad.reproduce.knnn import SYSTEMS
-from nnad.reproduce.run import Run, Settings, run
+from nnad.reproduce.run import Settings, run
 from nnad.reproduce.statistics import Scored, interval, resampled, sign_flip_p, weighted_aurocs
 from nnad.reproduce.store import COLUMNS, Store
 from nnad.reproduce.tables import Entry, Table, all_tables, find_table, full_name
@@ -100,15 +102,12 @@ def test_every_table_runs_on_tiny_data_sets(table, sets, out):
 
 def test_the_papers_numbers():
     """Means that the papers print are those of the rows above them."""
-    for name, rows, mean, tolerance in (
-        ("dn2", "0123456789", "Avg", 0.1),
-        ("knnn", None, "mean", 6e-4),
-    ):
+    for name, rows, mean, tolerance in (("dn2", 10, "Avg", 0.1), ("knnn", 15, "mean", 6e-4)):
         table = find_table(name, "table", "1")
         for column in table.unique("column"):
             of_column = {e.row: e.paper for e in table.entries if e.column == column}
-            values = [v for row, v in of_column.items() if row != mean]
-            assert len(values) == (10 if rows else 15)
+            values = [value for row, value in of_column.items() if row != mean]
+            assert len(values) == rows
             assert np.mean(values) == pytest.approx(of_column[mean], abs=tolerance), column
 
 
@@ -155,6 +154,37 @@ def test_spade_without_maps_is_spades_image_score():
     system = SYSTEMS["SPADE"]
     fitted = make_operator(system.operator, **system.arguments).fit(Bank(features[:8]))
     assert spade.score(features[8], stages[8])[1] == fitted.score(features[8:])[0]
+
+
+def test_oc_svm_sees_pictures(sets, out):
+    """A system that is no features and an operator, by the same way."""
+    table = replace(table_1(), entries=table_1().entries[:6])  # of class 0
+    found = run(table, Settings(out, sets, backbones=[network()], systems=["ocsvm"], workers=1))
+    values = {entry.column: value for entry, value in summary(found)}
+    assert values["OC-SVM"] is not None, found.problems
+    assert [name for name, value in values.items() if value is not None] == ["OC-SVM"]
+    assert rows_of(out)[-1]["operator"] == ""
+
+
+def table_1() -> Table:
+    return find_table("dn2", "table", "1")
+
+
+@pytest.mark.parametrize("paper, number", [("dn2", "1"), ("dn2", "6"), ("knnn", "3")])
+def test_pictures(paper, number, sets, out, monkeypatch):
+    from nnad.cli.reproduce import _draw
+
+    monkeypatch.setitem(figures.PANELS, "3", (("moons", 30),))
+    monkeypatch.setattr(figures, "_SIDE", 12)
+    names = [network(name) for name in ("a", "b")] if number == "1" else [network()]
+    figure = find_table(paper, "figure", number)
+    found = run(figure, Settings(out, sets, backbones=names, workers=1))
+    path = out / f"{figure.name}.png"
+    assert _draw(found, path)
+    with Image.open(path) as image:
+        assert min(image.size) > 100
+    nothing = run(figure, Settings(out, out, backbones=names, workers=1))
+    assert _draw(nothing, out / "x.png") == (paper == "knnn")
 
 
 # --------------------------------------------------------------------- killed and resumed
@@ -410,7 +440,3 @@ def test_sign_flips_by_hand():
     assert sign_flip_p([3.0, -1, 1]) == 6 / 8  # |sums|: 3 5 1 3 3 1 5 3; six are 3 or more
     assert sign_flip_p([0.01] * 20) == pytest.approx(1e-4)
     assert sign_flip_p([0.01, -0.01] * 10) == 1
-
-
-def test_a_run_is_a_plain_record():
-    assert Run(one_table()).problems == {}

@@ -125,6 +125,10 @@ class DeepSVDD(NetworkBaseline):
             name, optimizer, loss, items, model, epochs=epochs, batch_size=size, on_epoch=on_epoch
         )
 
+    def _body(self) -> nn.Module:
+        encoder: nn.Module = self.network
+        return encoder
+
     def _scores(self, inputs: Tensor) -> NDArray[np.float64]:
         distances = (self.network(inputs) - self.network.centre).double().square().sum(dim=1)
         return np.asarray(distances.cpu().numpy())

@@ -96,6 +96,10 @@ class GOAD(NetworkBaseline):
             total = sum(self._features(inputs).sum(dim=0) for inputs in self._batches(images))
             self.network.centres.copy_(total / len(images))
 
+    def _body(self) -> nn.Module:
+        body: nn.Module = self.network.body
+        return body
+
     def _scores(self, inputs: Tensor) -> NDArray[np.float64]:
         features = self._features(inputs)  # (B, 72, D)
         distances = sq_distances(features, self.network.centres)  # (B, 72, 72)

@@ -161,6 +161,23 @@ class NetworkBaseline(Baseline):
             scores = [self._scores(inputs) for inputs in self._batches(images)]
         return np.concatenate([np.empty(0), *scores])
 
+    def features(self, images: Images) -> NDArray[np.float32]:
+        """Images (N, H, W, C) -> what the network gives before its heads (N, D).
+
+        Raises:
+            InputError: see `score`.
+        """
+        images = self._check_new(images)
+        body = self._body().eval()
+        with torch.inference_mode():
+            found = [body(inputs).cpu().numpy() for inputs in self._batches(images)]
+        return np.concatenate(found) if found else np.empty((0, 0), np.float32)
+
+    def _body(self) -> nn.Module:
+        """The network without its heads."""
+        body: nn.Module = self.network[0]
+        return body
+
     @abstractmethod
     def _build(self) -> nn.Module:
         """The network for images of `self.shape`, with random weights."""

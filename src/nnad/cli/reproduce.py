@@ -93,7 +93,10 @@ def reproduce(
     page = out / f"{declared.name}.md"
     text = markdown(result, _command())
     write(page, text)
-    pictures = _draw(result, out / f"{declared.name}.png")
+    try:
+        pictures = _draw(result, out / f"{declared.name}.png")
+    except InputError as error:  # no matplotlib; the numbers are there
+        pictures, result.problems["picture"] = False, str(error)
     print(text, end="")
     for what, why in result.problems.items():
         print(f"nnad: {visible(what)}: {visible(why)}", file=sys.stderr)
@@ -125,8 +128,6 @@ def _draw(result: "Run", path: Path) -> bool:
     """The picture of a figure, if it has one; whether there is one."""
     if result.table.kind != "figure":
         return False
-    import numpy as np
-
     from nnad.reproduce.figures import PANELS, curves, embedding, heat_maps
 
     table = result.table
@@ -134,12 +135,11 @@ def _draw(result: "Run", path: Path) -> bool:
         heat_maps(path, PANELS[table.number])
         return True
     if table.shows_features:
-        if result.shown is None:
+        if result.labels is None:
             return False
-        features, labels = result.shown
         classes = [(e.row, e.classes) for e in table.entries]
         normal = {row: of[0] for row, of in classes if isinstance(of, tuple)}
-        embedding({"pretrained": np.load(features, mmap_mode="r")}, labels, normal, path)
+        embedding(result.shown, result.labels, normal, path)
         return True
     return curves(result, path)
 

@@ -48,7 +48,7 @@ class Job(NamedTuple):
         of_task: whether these are only those of the task's images, in its order.
         place: of the data set, for systems that see pictures.
         preset: of systems that learn.
-        checkpoints: a folder for those.
+        folder: for what they learn.
     """
 
     cell: Cell
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     of_task: bool = False
     place: Path | None = None
     preset: str = "paper"
-    checkpoints: Path | None = None
+    folder: Path | None = None
 
 
 class Computed(NamedTuple):
@@ -180,15 +180,15 @@ def _group_scores(job: Job, task: protocols.GroupTask) -> NDArray[np.float64]:
 
 
 def _baseline_scores(job: Job, task: protocols.Task) -> NDArray[np.float64]:
-    assert job.place is not None  # noqa: S101 (the caller's part)
+    assert job.place is not None and job.folder is not None  # noqa: S101
     data = _data(job.cell.data, job.place)
     return baseline_scores(
         job.cell.system.name,
         job.cell.data,
         data.train.take(task.train).sources,
         data.test.take(task.test).sources,
+        job.folder,
         preset=job.preset,
-        checkpoints=job.checkpoints,
     )
 
 

@@ -20,6 +20,7 @@ from nnad.reproduce.told import summary
 
 PANELS = {"3": (("moons", 60),), "8": (("moons", 200), ("circles", 200), ("swiss roll", 200))}
 _DPI = 100
+_SIDE = 160  # scores along a side of a heat map
 _TSNE_IMAGES = 2000  # at most: of more, a picture shows nothing new and takes minutes
 Array = NDArray[Any]
 
@@ -52,30 +53,35 @@ def curves(run: Run, path: Path) -> bool:
 
 
 def embedding(
-    features: Mapping[str, Array], labels: Array, normal: Mapping[str, int], path: Path
+    shown: Mapping[tuple[str, str], Array], labels: Array, normal: Mapping[str, int], path: Path
 ) -> None:
-    """t-SNE of test features (U, D), a column each, with a normal class in yellow, a row each."""
+    """t-SNE of test features, the normal class in yellow.
+
+    Args:
+        shown: features (U, D) by row and column.
+        labels: (U,).
+        normal: row -> its normal class.
+        path: of the picture.
+    """
     from sklearn.manifold import TSNE
 
     plt = _pyplot()
-    rows = np.random.default_rng(0).permutation(len(labels))[:_TSNE_IMAGES]
+    columns = list(dict.fromkeys(column for _, column in shown))
+    chosen = np.random.default_rng(0).permutation(len(labels))[:_TSNE_IMAGES]
+    size = 4 * len(columns), 4 * len(normal)
     picture, axes = plt.subplots(
-        len(normal),
-        len(features),
-        figsize=(4 * len(features), 4 * len(normal)),
-        layout="constrained",
-        squeeze=False,
+        len(normal), len(columns), figsize=size, layout="constrained", squeeze=False
     )
-    for column, (name, values) in enumerate(features.items()):
-        points = np.asarray(values[rows], np.float64)
+    for (row, column), features in shown.items():
+        points = np.asarray(features[chosen], np.float64)
+        read = ~np.isnan(points[:, 0])
+        points, is_normal = points[read], labels[chosen][read] == normal[row]
         perplexity = min(30, max((len(points) - 1) // 3, 1))
         placed = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(points)
-        for line, (kind, label) in enumerate(normal.items()):
-            axis = axes[line, column]
-            is_normal = labels[rows] == label
-            for chosen, colour in ((~is_normal, "tab:blue"), (is_normal, "gold")):
-                axis.scatter(*placed[chosen].T, s=4, color=colour, linewidths=0)
-            axis.set(title=f"{name}, {kind}", xticks=[], yticks=[])
+        axis = axes[list(normal).index(row), columns.index(column)]
+        for group, colour in ((~is_normal, "tab:blue"), (is_normal, "gold")):
+            axis.scatter(*placed[group].T, s=4, color=colour, linewidths=0)
+        axis.set(title=f"{column}, {row}", xticks=[], yticks=[])
     _save(plt, picture, path)
 
 
@@ -91,12 +97,11 @@ def heat_maps(
     for line, (shape, count) in zip(axes, panels, strict=True):
         bank = plane_points(shape, count, 0.0, 0)
         low, high = plane_box(bank)
-        side = 160
-        x, y = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(low[1], high[1], side))
+        x, y = np.meshgrid(*(np.linspace(*ends, _SIDE) for ends in zip(low, high, strict=True)))
         grid = np.column_stack([x.ravel(), y.ravel()])
         for axis, (title, (name, arguments)) in zip(line, operators.items(), strict=True):
             fitted = make_operator(name, **arguments).fit(Bank(bank))
-            scores = fitted.score(grid).reshape(side, side)
+            scores = fitted.score(grid).reshape(_SIDE, _SIDE)
             axis.pcolormesh(x, y, np.log(scores + 1e-3 * scores.max()), rasterized=True)
             axis.scatter(*bank.T, s=3, color="cyan", linewidths=0)
             axis.set(xticks=[], yticks=[], title=f"{title}, {shape}")

@@ -48,7 +48,7 @@ from nnad.reproduce.tables import (
     with_backbones,
     with_operators,
 )
-from nnad.reproduce.trained import ADAPTED, BASELINES, adapted_backbone
+from nnad.reproduce.trained import ADAPTED, BASELINES, adapted_backbone, baseline_features
 
 SYSTEMS = (FEATURES, *ADAPTED, *BASELINES)
 Notify = Callable[[str], None]
@@ -97,7 +97,7 @@ class Run:
         layouts: of the data sets.
         problems: what could not be had, and why.
         computed, known: cells computed now, and before.
-        shown: the file of the test features that the figure shows, and their labels.
+        shown: the test features (U, D) that a figure shows, by row and column; and labels (U,).
     """
 
     table: Table
@@ -106,7 +106,8 @@ class Run:
     problems: dict[str, str] = field(default_factory=dict)
     computed: int = 0
     known: int = 0
-    shown: tuple[Path, NDArray[np.int64]] | None = None
+    shown: dict[tuple[str, str], NDArray[np.float32]] = field(default_factory=dict)
+    labels: NDArray[np.int64] | None = None
 
 
 def run(table: Table, settings: Settings, notify: Notify = lambda _: None) -> Run:
@@ -189,12 +190,25 @@ class _Runner:
             ]
             whole = [(cell, scored) for cell, scored in found if scored is not None]
             self.result.scored.append(whole if len(whole) == len(found) else [])
-        if table.shows_features and self.result.scored[0]:
-            first = table.entries[0]
-            network = self.networks[first.system.backbone, first.system.pooling]
-            _, test = self._whole_features(first.data, network)
-            self.result.shown = test, self.labels[first.data].test
+        if table.shows_features:
+            for entry, whole in zip(table.entries, self.result.scored, strict=True):
+                if whole:
+                    self._attempt("picture", self._show, entry, whole[0][0])
         return self.result
+
+    def _show(self, entry: Entry, cell: Cell) -> None:
+        """Get the test features of a cell for the figure."""
+        data, system = self.data[cell.data], cell.system
+        features: NDArray[np.float32] | None
+        if system.name in BASELINES:
+            folder = self.settings.out / "learnt" / self._key(cell)
+            features = baseline_features(cell.data, data.test.sources, folder)
+        else:
+            network = self.networks[system.backbone, system.pooling]
+            features = np.load(self._whole_features(cell.data, network)[1], mmap_mode="r")
+        if features is not None:
+            self.result.shown[entry.row, entry.column] = features
+            self.result.labels = data.test.labels
 
     def _attempt(self, what: str, function: Callable[..., None], *arguments: object) -> None:
         try:
@@ -210,7 +224,8 @@ class _Runner:
         both = digest(data.train) + digest(data.test)
         self.digests[name] = hashlib.sha256(both.encode()).hexdigest()
         told = f"{len(data.train):,} images to train, {len(data.test):,} to test"
-        self.result.layouts[name] = f"{data.layout.partition(' in ')[0]}, {told}"
+        layout = data.layout.replace(f" in {place}", "")
+        self.result.layouts[name] = f"{layout}, {told}"
 
     def _cells(self, entry: Entry) -> list[Cell]:
         if entry.data in SHAPES:
@@ -263,8 +278,7 @@ class _Runner:
         if cell.protocol == "plane":
             return job
         if system.name in BASELINES:
-            checkpoints = out / "checkpoints" / key
-            return job._replace(place=self.places[cell.data], checkpoints=checkpoints)
+            return job._replace(place=self.places[cell.data], folder=out / "learnt" / key)
         what = f"{cell.data}, {system.backbone}"
         try:
             if system.name in ADAPTED:

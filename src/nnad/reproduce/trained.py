@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from nnad.backbones import Backbone, load_backbone
 from nnad.errors import BackboneError
-from nnad.images import Source
+from nnad.images import Source, collected_warnings
 
 ADAPTED = ("panda", "panda-ewc", "msad")
 BASELINES = ("ocsvm", "deep-svdd", "geom", "goad", "mhrot")
+_LEARNT = "learnt.safetensors"
 SMALL = ("cifar10", "cifar100", "mnist", "fashion-mnist")  # 32 x 32 pixels, others 224 x 224
 
 
@@ -49,8 +50,17 @@ def adapted_backbone(
         adapt = _import("nnad.adaptation.adapt", method).adapt
         network = _import("nnad.adaptation.networks", method).load_network(name, weights=weights)
         epochs = {"epochs": 1} if preset == "small" else {}
-        adapt(images, path, method=method, network=network, progress=progress, **epochs)
-    return load_backbone(str(path))
+        adapt(
+            images,
+            path,
+            method=method,
+            network=network,
+            overwrite=True,
+            progress=progress,
+            **epochs,
+        )
+    with collected_warnings():  # that it promises no budget: none is asked for
+        return load_backbone(str(path))
 
 
 def baseline_scores(
@@ -58,10 +68,9 @@ def baseline_scores(
     data: str,
     train: Sequence[Source],
     test: Sequence[Source],
+    folder: Path,
     *,
     preset: str = "paper",
-    seed: int = 0,
-    checkpoints: Path | None = None,
 ) -> NDArray[np.float64]:
     """Scores (M,) of test images by a baseline of `BASELINES` that learnt from good ones.
 
@@ -69,28 +78,49 @@ def baseline_scores(
         name: of the baseline.
         data: the data set, which says how large its pictures are to be.
         train, test: pictures.
+        folder: for what was learnt, which is there already if this was called before, and for what
+            a killed training goes on from; of these images alone.
         preset: `paper`, or `small` for a CPU.
-        seed: of the training.
-        checkpoints: a folder for what a killed training goes on from.
 
     Raises:
         ImageError: one of them cannot be read.
         InputError: torch is missing.
     """
     baselines = _import("nnad.baselines", name)
-    size = 32 if data in SMALL else 224
-    if (name, preset, size) == ("mhrot", "paper", 32):
+    if (name, preset, _size(data)) == ("mhrot", "paper", 32):
         preset = "32px reconstruction"
-    parts = []
-    for sources in (train, test):
-        images, _, errors = baselines.read_images(list(sources), size)
-        if errors:
-            raise errors[0]
-        parts.append(images)
-    fitted = baselines.make_baseline(name, preset, seed=seed).fit(
-        parts[0], checkpoints=checkpoints, progress=False
-    )
-    return np.asarray(fitted.score(parts[1]))
+    path = folder / _LEARNT
+    if path.exists():
+        fitted = baselines.load_baseline(path)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        fitted = baselines.make_baseline(name, preset)
+        fitted.fit(_pictures(data, train), checkpoints=folder, progress=False).save(path)
+    return np.asarray(fitted.score(_pictures(data, test)))
+
+
+def baseline_features(
+    data: str, test: Sequence[Source], folder: Path
+) -> NDArray[np.float32] | None:
+    """Features (M, D) of test images by what `baseline_scores` left in a folder, if it has some."""
+    fitted = _import("nnad.baselines", data).load_baseline(folder / _LEARNT)
+    if not hasattr(fitted, "features"):
+        return None
+    return np.asarray(fitted.features(_pictures(data, test)))
+
+
+def _pictures(data: str, sources: Sequence[Source]) -> NDArray[np.uint8]:
+    """(N, side, side, 3)."""
+    from nnad.baselines import read_images
+
+    images, _, errors = read_images(list(sources), _size(data))
+    if errors:
+        raise errors[0]
+    return images
+
+
+def _size(data: str) -> int:
+    return 32 if data in SMALL else 224
 
 
 def _import(module: str, system: str) -> Any:
