@@ -180,10 +180,12 @@ def test_what_needs_all_images_again_says_so(both, folder):
         both.remove(both.names[0])
     with pytest.raises(InputError, match="leave-one-out or split"):
         Detector(mode="both", calibration="cross")
+    with pytest.raises(InputError, match="a model for each product"):
+        Detector(mode="both", products="folders")
     with pytest.raises(InputError, match="mode"):
         Detector(mode="all")
     with pytest.raises(InputError, match="no maps"):
-        next(Detector().iter_maps(folder))
+        Detector().iter_maps(folder)
 
 
 def test_pictures_in_memory_and_a_broken_one(folder):

@@ -42,6 +42,11 @@ class CallableBackbone(Backbone):
         self._function = function
         self._lock = threading.Lock()
 
+    @property
+    def gives_maps(self) -> bool:
+        """A function returns features."""
+        return False
+
     @cached_property
     def probe(self) -> Features:
         """(3, D) features of the probe images."""

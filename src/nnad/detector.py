@@ -114,6 +114,8 @@ class Detector(Learnt):
         self.method = Method.parse(calibration)
         if mode == "image" and patches is not None:
             raise InputError("patches: go with mode='patch' or 'both'")
+        if mode != "image" and products is not None:
+            raise InputError("products: with patches, fit a model for each product")
         if mode != "image" and self.method.has_folds:
             raise InputError(f"calibration={calibration!r}: with patches, leave-one-out or split")
         self.backbone = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
@@ -151,6 +153,7 @@ class Detector(Learnt):
 
         Args:
             images: see `find_images`; at least 4 that can be read, and more than the operator's k.
+                With patches, those of an iterator are kept in memory until patches are learnt.
             by: who fits, for the log; the user's login by default.
             cache: neither decode nor embed again what was fitted before, see
                 `nnad.feature_cache`; the result is the same, bit for bit.
@@ -209,7 +212,7 @@ class Detector(Learnt):
             )
             if self.method.name == "split":
                 others = [good[row] for row in scorer.calibrating]
-                patches = patches.calibrated(others, workers=self.workers, progress=progress)
+                patches = patches.recalibrated(others, workers=self.workers, progress=progress)
             scorer = scorer.with_patches(combined, patches.model.good_scores)
         warn_of_twins(names, features)
         # what failed above leaves this detector as it was
@@ -279,10 +282,10 @@ class Detector(Learnt):
     ) -> Iterator[tuple[Result, NDArray[np.float32] | None]]:
         """Score images and show where they are odd, one after the other.
 
-        Yields:
-            the result, and the anomaly map (H, W) in pixels of the image, None with an error: 0 is
-            what is usual, 1 the threshold that at most the budget of good images exceeds anywhere,
-            NaN what was not looked at. The scale is the same for all images of a budget.
+        Returns:
+            An iterator of results, each with the anomaly map (H, W) in pixels of the image, None
+            with an error: 0 is what is usual, 1 the patch threshold (docs/patches.md), NaN what was
+            not looked at. The scale is the same for all images of a budget.
 
         Raises:
             InputError: as `iter_scores`, or the detector's mode is `image`.
@@ -291,9 +294,11 @@ class Detector(Learnt):
         if self.patches is None:
             raise InputError("mode='image' has no maps; fit with mode='patch' or 'both'")
         budget = self._budget(false_alarms)
-        threshold = self.patches.model.pixel_threshold(budget)
-        for result, located in self._iter_located(images, budget, progress):
-            yield result, None if located is None else self.patches.map(located, threshold)
+        patches, threshold = self.patches, self.patches.model.pixel_threshold(budget)
+        return (
+            (result, None if located is None else patches.map(located, threshold))
+            for result, located in self._iter_located(images, budget, progress)
+        )
 
     def _budget(self, false_alarms: float | None) -> float:
         budget = self.false_alarms if false_alarms is None else false_alarms

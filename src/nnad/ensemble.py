@@ -86,6 +86,11 @@ class Ensemble(Backbone):
         """The members' lines, one after the other."""
         return [line for member in self.members for line in member.describe()]
 
+    @property
+    def gives_maps(self) -> bool:
+        """Members' maps are of different places."""
+        return False
+
     @cached_property
     def dim(self) -> int:
         """D, the sum of the members'."""

@@ -99,7 +99,7 @@ class PatchReason:
         good_name: the good image it is from.
         good_box: what it covers there.
         image_score, patch_score: the two parts of the score, in deviations of the good images from
-            their mean; the score is their mean, or the second alone (mode `patch`).
+            their mean; the score is their mean. None in the mode `patch`, which has one part.
     """
 
     score: float
@@ -108,8 +108,8 @@ class PatchReason:
     usual: float
     good_name: str
     good_box: Box
-    image_score: float
-    patch_score: float
+    image_score: float | None = None
+    patch_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,14 +267,15 @@ def _patch(
 ) -> PatchReason | None:
     if located is None or scorer.combined is None:
         return None
-    image, patch = scorer.combined.parts(np.array([by_features]), np.array([located.score]))
     odd = located.oddest
+    image, patch = scorer.combined.parts(np.array([by_features]), np.array([located.score]))
+    has_parts = scorer.combined.mode == "both"
     return PatchReason(
         *(odd.score, odd.box, odd.distance, odd.usual),
         good_name=names[scorer.rows[odd.good]],
         good_box=odd.good_box,
-        image_score=float(image[0]),
-        patch_score=float(patch[0]),
+        image_score=float(image[0]) if has_parts else None,
+        patch_score=float(patch[0]) if has_parts else None,
     )
 
 

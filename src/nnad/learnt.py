@@ -106,6 +106,7 @@ class Learnt:
         self, images: Source | Iterable[Source], *, cache: bool = True, progress: bool = False
     ) -> Embedded:
         """The slow part of `add`: it changes nothing."""
+        self._check_changeable()
         named, total = named_images(images, only_good=True)
         if total is not None:
             named = without_repeats(named)
@@ -141,6 +142,7 @@ class Learnt:
             InputError: no such image, or too few are left.
             BudgetError: those that are left cannot support the budget that was asked for.
         """
+        self._check_changeable()
         names = [names] if isinstance(names, str) else list(names)
         if not names:
             raise InputError("names: no image to remove")
@@ -178,16 +180,19 @@ class Learnt:
         self.check_count(len(history.rows))
         scorer = self.scorer
         if not np.array_equal(history.rows, self.history.rows):
-            if self.patches:
-                raise InputError(
-                    f"mode={self.mode!r}: a bank of patches is chosen among those of all good "
-                    f"images; fit again on the images that shall be in it"
-                )
+            self._check_changeable()
             old_rows = self.history.old_rows(history.rows)
             scorer = scorer.edited(history.features(), old_rows, history.names)
         check_budget(budget, scorer.calibration)
         self.asked_false_alarms = budget
         self.set_fitted(scorer, history)
+
+    def _check_changeable(self) -> None:
+        if self.patches:
+            raise InputError(
+                f"mode={self.mode!r}: a bank of patches is chosen among those of all good images; "
+                f"fit again on the images that shall be in it"
+            )
 
     def set_fitted(self, scorer: Scorer, history: History) -> None:
         """Become a fitted detector; `fit`, `load` and changes end here."""

@@ -3,8 +3,10 @@
     image -> views: the whole frame or tiles -> stages of each -> patch scores
         -> image score, anomaly map, regions above the threshold
 
-Maps and peaks are told on the scale of the good images: 0 is what is usual, 1 the threshold that
-at most a false-alarm budget of good images exceeds anywhere.
+Maps and peaks are told on the scale of the good images: 0 is what is usual, 1 the threshold that at
+most a false-alarm budget of good images is meant to exceed anywhere: proven with the calibration
+`split`, not with `leave-one-out`. Regions and the decision on the image are two tests: an anomaly
+may have no region, and a good image one.
 """
 
 import copy
@@ -127,7 +129,7 @@ class Patches:
         new.model = copy.copy(self.model).fit(images, total=len(named), progress=progress)
         return new
 
-    def calibrated(
+    def recalibrated(
         self,
         named: Sequence[tuple[str, Source]],
         *,
@@ -138,9 +140,7 @@ class Patches:
         new = copy.copy(self)
         new.model = copy.copy(self.model)
         images = self._views_of(named, workers, "patches that calibrate" if progress else None)
-        found = [new.model.score(image) for image in images]
-        new.model.good_scores = np.array([score for _, score in found])
-        new.model.good_peaks = np.array([max(grid.max() for grid in grids) for grids, _ in found])
+        new.model.calibrate(new.model.score(image) for image in images)
         return new
 
     def _views_of(
@@ -152,10 +152,16 @@ class Patches:
                 raise image
             yield image
 
-    def locate(self, image: Image.Image, threshold: float) -> Located:
-        """Patch scores of an RGB image, and its regions above a patch score."""
+    def locate(self, image: Image.Image, threshold: float, *, workers: int = 1) -> Located:
+        """Patch scores of an RGB image, and its regions above a patch score.
+
+        Args:
+            image: of any size.
+            threshold: see `PatchModel.pixel_threshold`.
+            workers: threads that embed tiles.
+        """
         grids, seen, highest, score = [], [], -np.inf, -np.inf
-        for view in self._views(image):  # one at a time: large images have hundreds
+        for view in self._views(image, workers):  # one at a time: large images have hundreds
             grid, of_view = self.model.score_view(view)
             grids.append(grid)
             seen.append(view.seen)
@@ -189,11 +195,12 @@ class Patches:
         return to_image(grids, located.size, located.seen)
 
     def _scaled(self, scores: T, threshold: float) -> T:
-        usual = self.model.usual
-        return (scores - usual) / ((threshold - usual) or 1.0)
+        """On the maps' scale; a threshold that is not above what is usual is 1, too."""
+        span = threshold - self.model.usual
+        return 1 + (scores - threshold) / (span if span > 0 else 1.0)
 
-    def _views(self, image: Image.Image) -> Iterator[View]:
-        return views(self.backbone, image, self.tiles)
+    def _views(self, image: Image.Image, workers: int) -> Iterator[View]:
+        return views(self.backbone, image, self.tiles, workers=workers)
 
     def settings(self) -> dict[str, Any]:
         """All but the arrays and the network, as JSON."""

@@ -108,7 +108,7 @@ def resampled(anomaly_map: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 def mask(anomaly_map: NDArray[Any], threshold: float = 1.0) -> Image.Image:
     """A map (H, W) -> a grey picture, 255 where it is above the threshold and 0 elsewhere."""
-    return Image.fromarray(np.where(anomaly_map > threshold, 255, 0).astype(np.uint8))
+    return Image.fromarray((anomaly_map > threshold).astype(np.uint8) * np.uint8(255))
 
 
 def save_overlay(

@@ -139,16 +139,19 @@ class PatchModel:
                     )
                 )
             self._set(PatchBank(patches[chosen], *(x[chosen] for x in where)))
-            scores, peaks, middles = [], [], []
             everyone = track(spool, len(spool), "good images, each left out", show=progress)
-            for i, views in enumerate(everyone):
-                grids, score = self.score(views, left_out=i)
-                scores.append(score)
-                peaks.append(max(grid.max() for grid in grids))
-                middles.append(np.median(np.concatenate([grid.ravel() for grid in grids])))
+            self.calibrate(self.score(views, left_out=i) for i, views in enumerate(everyone))
+        return self
+
+    def calibrate(self, scored: Iterable[tuple[list[Scores], float]]) -> None:
+        """Take `score`'s results for good images, whose own patches are not in the bank."""
+        scores, peaks, middles = [], [], []
+        for grids, score in scored:
+            scores.append(score)
+            peaks.append(max(grid.max() for grid in grids))
+            middles.append(np.median(np.concatenate([grid.ravel() for grid in grids])))
         self.good_scores, self.good_peaks = np.array(scores), np.array(peaks)
         self.usual = float(np.median(middles))
-        return self
 
     def score(
         self, views: Iterable[View], left_out: int | None = None

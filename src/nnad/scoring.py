@@ -62,12 +62,14 @@ def look(
 
     def look_at(source: Source, name: str) -> Seen:
         image = read_image(source, name)
-        return Seen(backbone.embed(image), of_patches.locate(image, threshold))
+        located = of_patches.locate(image, threshold, workers=cores if one_by_one else 1)
+        return Seen(backbone.embed(image), located)
 
     backbone.dim  # noqa: B018 (starts the network before threads do)
-    workers = workers or usable_cores()
-    ahead = workers if total is None else None
-    seen = in_threads(named, look_at, workers=workers, ahead=ahead)
+    cores = workers or usable_cores()
+    one_by_one = of_patches.tiles is not None  # large images share the cores, and memory
+    ahead = cores if total is None else None
+    seen = in_threads(named, look_at, workers=1 if one_by_one else cores, ahead=ahead)
     yield from track(seen, total, shown or "", show=shown is not None)
 
 

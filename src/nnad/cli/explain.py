@@ -93,9 +93,14 @@ def _scores(e: "Explanation") -> list[str]:
 def _patch(e: "Explanation") -> list[str]:
     if not (p := e.patch):
         return []
+    parts = []
+    if p.image_score is not None:
+        parts = [
+            f"of two parts, in deviations of the good images: image {p.image_score:+.2f}, "
+            f"patches {p.patch_score:+.2f}"
+        ]
     return [
-        f"of two parts, in deviations of the good images: image {p.image_score:+.2f}, "
-        f"patches {p.patch_score:+.2f}",
+        *parts,
         f"oddest place: {_box(p.box)}, {p.score:.2f} where 0 is usual and 1 the threshold",
         f"   nearest good patch {p.distance:.4g} away (usual there {p.usual:.4g}): "
         f"{_box(p.good_box)} of {visible(p.good_name)}",

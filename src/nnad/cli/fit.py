@@ -92,7 +92,7 @@ def fit(
     ] = None,
     bank: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Size of the bank of patches: 4000, 10% of all, or 20MB."),
+        typer.Option(help="Size of the bank of patches: 4000, 10% of those drawn, or 20MB."),
     ] = None,
     cache: Annotated[bool, typer.Option(help="Use the feature cache.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace the model that is there.")] = False,
