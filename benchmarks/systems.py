@@ -12,8 +12,8 @@ thin and trained for an epoch say nothing about what the papers' are worth. For 
     python benchmarks/systems.py --preset paper --device cuda --mvtec DIR
 
 A run that was killed goes on where it was: finished cells are kept in --cells, and so are the
-checkpoints of the one under way; --finished makes the table of those that there are. Core minutes are processor time, so that a busy machine tells the
-same; with a GPU look at the wall minutes.
+checkpoints of the one under way; --finished makes the table of those that there are. Core minutes
+are processor time, so that a busy machine tells the same; with a GPU look at the wall minutes.
 """
 
 import argparse
