@@ -12,8 +12,8 @@ thin and trained for an epoch say nothing about what the papers' are worth. For 
     python benchmarks/systems.py --preset paper --device cuda --mvtec DIR
 
 A run that was killed goes on where it was: finished cells are kept in --cells, and so are the
-checkpoints of the one under way. Core minutes are processor time, so that a busy machine tells the
-same; with a GPU look at the wall minutes.
+checkpoints of the one under way; --finished makes the table of those that there are. Core minutes
+are processor time, so that a busy machine tells the same; with a GPU look at the wall minutes.
 """
 
 import argparse
@@ -184,8 +184,8 @@ class Watch:
         self.minutes = (time.process_time() - core) / 60, (time.monotonic() - wall) / 60
 
 
-def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A row; from `arguments.cells` if it was made before."""
+def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """A row; from `arguments.cells` if it was made before. None if it was not, with --finished."""
     made: dict[str, Callable[..., Scored]] = {
         **dict.fromkeys(NEIGHBOURS, neighbour_cell),
         **dict.fromkeys(ADAPTED, adapted_cell),
@@ -197,6 +197,8 @@ def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, An
         what.append(repr(make_baseline(name, arguments.preset, **settings)))
     key = hashlib.sha256(json.dumps([*what, arguments.device]).encode()).hexdigest()[:16]
     path = arguments.cells / f"{key}.json"
+    if arguments.finished and not path.exists():
+        return None
     if not path.exists():
         resumed = (arguments.cells / key).exists()
         title, scores, core, wall = made[system](system, task, arguments, arguments.cells / key)
@@ -243,6 +245,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--systems", nargs="+", choices=systems, default=systems)
     parser.add_argument("--cells", type=Path, default=cache_folder() / "systems")
+    parser.add_argument("--finished", action="store_true")
     parser.add_argument("--data", type=Path, help="small: the folder that holds cifar10/train")
     parser.add_argument("--fashion-mnist", type=Path, help=FASHION_MNIST_HELP)
     for name in ("cifar10", "cifar100", "mvtec"):
@@ -256,7 +259,7 @@ def main() -> None:
         tasks = list(official_tasks(arguments))
     with threadpool_limits(arguments.threads):
         made = [cell(system, task, arguments) for task in tasks for system in arguments.systems]
-    rows = sorted(made, key=lambda row: row["data"])
+    rows = sorted((row for row in made if row), key=lambda row: row["data"])
     told = [
         {
             **row,
