@@ -213,6 +213,9 @@ def test_what_is_proven():
     )
     assert told(Method("split"), int8=True)[0] == neither
     assert told(Method(), k_nn=True, measured=True, int8=True)[0] == neither
+    adapted = told(Method("split"), k_nn=True, adapted=True)
+    assert adapted[0] == neither
+    assert "if these are others" in adapted[1]
     assert told(cross)[0] == "proven is at most 0.235"
     assert told(cross, measured=True)[1].startswith("the budget itself is measured, not proven")
     assert told(jackknife) == (

@@ -234,6 +234,7 @@ def guarantee(
     measured: bool,
     products: bool = False,
     int8: bool = False,
+    adapted: bool = False,
 ) -> tuple[str, str]:
     """What is known of the false-alarm budget for good images from the same source.
 
@@ -245,11 +246,14 @@ def guarantee(
         measured: whether benchmarks/false_alarms.py measures this operator and transform.
         products: whether the model has several products.
         int8: whether its network is an int8 copy.
+        adapted: whether its network was adapted to good images.
 
     Returns:
         In a few words, and what there is to add, or an empty text.
     """
     neither = "neither proven nor measured"
+    if adapted:
+        return neither, "the network was adapted to good images; it holds if these are others"
     if int8:
         return neither, "the int8 network has seen images that calibrate; float32 has not"
     if method.name == "split":

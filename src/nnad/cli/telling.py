@@ -73,6 +73,7 @@ def grounds(detector: "Detector | GroupDetector") -> tuple[str, str]:
         and not detector.patches,
         products=detector.products is not None,
         int8=is_int8(detector.backbone),
+        adapted="adapted" in getattr(detector.backbone, "details", {}),
     )
 
 
