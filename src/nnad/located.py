@@ -217,13 +217,24 @@ class Patches:
         networks: Sequence[bytes],
         arrays: dict[str, NDArray[Any]],
         device: str = "cpu",
+        **numbers: int,
     ) -> Self:
-        """What `settings` and the model's arrays were taken from."""
+        """What `settings` and the model's arrays were taken from.
+
+        Args:
+            settings, arrays: those.
+            networks: the backbone's.
+            device: see `Detector.load`.
+            numbers: what the arrays must fit, see `PatchModel.restore`.
+
+        Raises:
+            InputError: they do not.
+        """
         tiles = settings["tiles"] and Tiles(*settings["tiles"])
         return cls(
             from_settings(settings["backbone"], networks, device),
             tiles=tiles,
-            model=PatchModel.restore(settings["model"], arrays),
+            model=PatchModel.restore(settings["model"], arrays, **numbers),
         )
 
 

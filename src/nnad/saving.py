@@ -86,7 +86,14 @@ def load(
         backbone = opened_backbone(saved, backbone, device)
         operator, patches = saved.settings["operator"], None
         if saved.patches:
-            patches = Patches.restore(saved.settings["patches"], *saved.patches, device)
+            known = saved.known
+            patches = Patches.restore(
+                saved.settings["patches"],
+                *saved.patches,
+                device,
+                n_good=len(known.graph.rows),
+                n_calibrating=len(known.calibration.good_scores),
+            )
         detector = kind(
             backbone,
             transform=saved.settings["transform"],
