@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nnad import InputError, load_backbone
+from nnad import ImageWarning, InputError, load_backbone
 from nnad import coreset as coreset_module
 from nnad.anomaly_maps import Region, patch_box, regions, to_image
 from nnad.coreset import budget, coreset, estimate
@@ -30,7 +30,7 @@ from nnad.patch_features import (
     resized,
     soft_norm,
 )
-from nnad.patch_model import PatchModel
+from nnad.patch_model import PRESETS, PatchModel
 from nnad.patches import (
     PatchBank,
     calibrated_scores,
@@ -163,6 +163,7 @@ def test_coreset_of_points_on_a_line():
     assert coreset(points, 5).tolist() == [2, 4, 0, 1, 3]
 
 
+@pytest.mark.filterwarnings("ignore:coreset")
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 120),
@@ -203,7 +204,16 @@ def test_whole_numbers_can_be_multiplied_in_float32_exactly():
 
 def test_copies_are_chosen_once():
     patches = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
-    assert sorted(coreset(patches, 20) // 10) == [0, 1, 2]
+    with pytest.warns(ImageWarning, match="coreset: 3 rows instead of 20; .* are copies of these"):
+        assert sorted(coreset(patches, 20) // 10) == [0, 1, 2]
+    assert len(coreset(patches, 3)) == 3
+
+
+def test_one_patch_far_longer_than_all_others_is_told():
+    patches = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
+    patches[7] *= 3000 * np.linalg.norm(patches, axis=1).max() / np.linalg.norm(patches[7])
+    with pytest.warns(ImageWarning, match="rows instead of 100; one patch is over 100 times"):
+        assert len(coreset(patches, 100)) < 10
 
 
 def test_coresets_that_cannot_be():
@@ -396,18 +406,63 @@ def test_fitting_twice_gives_the_same_model():
 
 
 def test_models_that_cannot_be():
-    with pytest.raises(InputError, match="operator"):
-        PatchModel(operator="nearest")
-    with pytest.raises(InputError, match="top=0"):
-        PatchModel(top=0)
-    with pytest.raises(InputError, match="sample=1"):
-        PatchModel(sample=1)
     with pytest.raises(InputError, match="too few good images: 1"):
         PatchModel().fit([made_up(0)])
     with pytest.raises(InputError, match="stages: shapes"):
         PatchModel().fit([made_up(0), [View([np.zeros((3, 3, 5), np.float32)], (0, 0, 1, 1))]])
     with pytest.raises(InputError, match="good image 1: no views"):
         PatchModel().fit([made_up(0), []])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("operator", "nearest"),
+        ("whiten", "no"),
+        ("sample", 1),
+        ("rows", 1),
+        ("rows", 20.0),
+        ("share", 0),
+        ("share", 1.01),
+        ("share", "10%"),
+        ("megabytes", 0),
+        ("megabytes", np.nan),
+        ("top", 0),
+        ("top", "all"),
+        ("reweight", None),
+        ("projection", 0),
+        ("seed", -1),
+        ("seed", None),
+    ],
+)
+def test_arguments_out_of_range_are_named_at_once(name, value):
+    with pytest.raises(InputError, match=f"^{name}="):
+        PatchModel(**{name: value})
+
+
+def test_a_bank_of_one_image_is_too_small():
+    images = [made_up(0), made_up(1)]
+    with pytest.raises(InputError, match="bank too small: 1 of 72 patches.*of two images are need"):
+        PatchModel(megabytes=1e-6).fit(images)
+    for seed in range(3):  # two drawn of the first image
+        if len({*np.random.default_rng(seed).choice(72, 2, replace=False) // 36}) == 1:
+            with pytest.raises(InputError, match="bank too small: 2 of 2 patches, all of one"):
+                PatchModel(sample=2, rows=2, seed=seed).fit(images)
+            break
+    else:
+        pytest.fail("no such seed")
+
+
+def test_more_rows_than_the_sample_raise_it():
+    images = [made_up(i) for i in range(4)]
+    assert len(PatchModel(sample=20, rows=100).fit(images).bank) == 100
+    assert len(PatchModel(sample=20, rows=None, share=0.5).fit(images).bank) == 10
+
+
+def test_patchcore_takes_a_tenth_of_all_patches():
+    images = [made_up(i, n_views=100) for i in range(10)]  # more than the usual sample
+    model = PatchModel(**PRESETS["patchcore"]).fit(images)
+    assert len(model.bank) == 3600
 
 
 def test_images_of_different_sizes_are_sampled_patch_by_patch():
@@ -460,6 +515,84 @@ def test_a_restored_model_scores_the_same(operator, whiten):
         grids_again, score_again = again.score(views, left_out)
         np.testing.assert_array_equal(grids, grids_again)
         assert score == score_again
+
+
+def fitted_arrays(**settings) -> tuple[dict, dict]:
+    model = PatchModel(sample=100, rows=40, **settings).fit(made_up(i) for i in range(5))
+    return model.settings(), model.arrays()
+
+
+def test_every_restored_operator_knows_how_far_is_usual():
+    for operator in ("calibrated", "knn", "knnn"):
+        told, arrays = fitted_arrays(operator=operator)
+        again = PatchModel.restore(told, arrays, n_good=5, n_calibrating=5)
+        assert vars(again.bank)["spacing"] is arrays["bank_spacing"]  # not measured again
+
+
+def changed(array: np.ndarray, at: object, value: float) -> np.ndarray:
+    array = array.copy()
+    array[at] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "tamper"),
+    [
+        *((name, lambda x: changed(x, 0, np.nan)) for name in ("good_scores", "good_peaks")),
+        *((name, lambda x: x[:-1]) for name in ("good_scores", "good_peaks")),
+        ("good_scores", lambda x: x.astype(np.float32)),
+        ("usual", lambda x: x[:0]),
+        ("usual", lambda x: changed(x, 0, np.inf)),
+        ("bank", lambda x: changed(x, (3, 1), np.nan)),
+        ("bank", lambda x: x[:0]),
+        ("bank", lambda x: x.astype(np.float64)),
+        ("bank_images", lambda x: changed(x, 0, 5)),
+        ("bank_images", lambda x: changed(x, 0, -1)),
+        ("bank_images", lambda x: x.astype(np.float64)),
+        ("bank_images", np.zeros_like),
+        ("bank_places", lambda x: changed(x, 0, -1)),
+        ("bank_places", lambda x: x[1:]),
+        ("bank_boxes", lambda x: changed(x, (0, 0), np.nan)),
+        ("bank_boxes", lambda x: x[:, [2, 1, 0, 3]]),
+        ("bank_boxes", lambda x: x[:, :3]),
+        ("bank_spacing", lambda x: changed(x, 0, np.nan)),
+        ("bank_spacing", lambda x: changed(x, 0, -1)),
+        ("bank_spacing", lambda x: x[:-1]),
+        ("grid", lambda x: x[:1]),
+        ("grid", lambda x: changed(x, 0, 0)),
+        ("whitening_0_scale", lambda x: changed(x, 0, 0)),
+        ("whitening_0_mean", lambda x: x[:-1]),
+        ("whitening_0_matrix", lambda x: x[:, :-1]),
+        ("whitening_0_matrix", lambda x: changed(x, (0, 0), np.inf)),
+        ("whitening_0_kept", lambda x: x * 0),
+        ("whitening_0_kept", lambda x: x * 0 + 6),
+    ],
+)
+def test_damaged_arrays_are_named(name, tamper):
+    told, arrays = fitted_arrays()
+    with pytest.raises(InputError, match=f"^{name}: "):
+        PatchModel.restore(told, {**arrays, name: tamper(arrays[name])}, n_good=5, n_calibrating=5)
+
+
+def test_arrays_that_do_not_fit_each_other():
+    told, arrays = fitted_arrays()
+    for name in arrays:
+        less = {other: array for other, array in arrays.items() if other != name}
+        with pytest.raises(InputError, match="missing|of 1 stages|gives patches of"):
+            PatchModel.restore(told, less)
+    kept = np.array([1])
+    assert arrays["whitening_0_kept"] != kept
+    with pytest.raises(InputError, match="whitening: gives patches of"):
+        PatchModel.restore(told, {**arrays, "whitening_0_kept": kept})
+    with pytest.raises(InputError, match=r"whitening: of 2 stages, but whiten=False"):
+        PatchModel.restore({**told, "whiten": False}, arrays)
+    plain, plain_arrays = fitted_arrays(whiten=False)
+    with pytest.raises(InputError, match=r"whitening: of 0 stages, but whiten=True"):
+        PatchModel.restore({**plain, "whiten": True}, plain_arrays)
+    both = {name: arrays[name][:-1] for name in ("good_scores", "good_peaks")}
+    with pytest.raises(InputError, match=r"good_scores: .* expected float64, \(5\)"):
+        PatchModel.restore(told, {**arrays, **both}, n_calibrating=5)
+    assert len(PatchModel.restore(told, {**arrays, **both}).good_scores) == 4
 
 
 def test_a_disk_that_is_too_small_is_told_at_once(monkeypatch):

@@ -11,10 +11,13 @@ the lower row. The plain loop measures every patch against every centre. Here di
   missed, in blocks of centres, only until one brings them below tau.
 
 Vectors are first rounded to whole numbers, so small that float32 products of them are exact: the
-choice does not depend on the order of sums, and equals that of the plain loop.
+choice does not depend on the order of sums, and equals that of the plain loop on the rounded ones.
+The longest vector has 2,047 steps, so one that is thousands of times longer than all others makes
+these equal; `coreset` warns.
 """
 
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from nnad.cores import in_parallel, usable_cores
-from nnad.errors import InputError
+from nnad.errors import ImageWarning, InputError
 from nnad.neighbors import checked_features
 from nnad.patch_features import random_projection
 from nnad.progress import track
@@ -32,6 +35,7 @@ Rows = NDArray[np.int64]
 
 PROJECTION = 48  # dimensions in which distances are taken
 _LONGEST = 2047  # of a vector: squared distances stay below 2^24, which float32 holds exactly
+_FAR = 100  # times the middle length: the middle one has fewer than 21 steps left
 _SHRINK = 0.95  # tau is this part of the largest squared distance
 _CENTRES, _PATCHES = 256, 2048  # in one product
 
@@ -65,7 +69,8 @@ def coreset(
         progress: show a bar on a terminal, and beside it what it will cost, see `estimate`.
 
     Returns:
-        (n_rows,) rows in the order of their choice; fewer if all others are copies of them.
+        (n_rows,) rows in the order of their choice; fewer, with an `ImageWarning`, if all others
+        are copies of them when rounded.
 
     Raises:
         InputError: n_rows is not within 1..N, or a value is not finite.
@@ -83,9 +88,22 @@ def coreset(
         for n in track(range(n_rows), n_rows, f"coreset{told}", show=progress, unit="patches"):
             chosen[n] = farthest
             distance, farthest = search.add(farthest)
-            if distance == 0:
+            if distance == 0 and n + 1 < n_rows:
+                warnings.warn(_too_few(n + 1, n_rows, search.sq_norms), ImageWarning, stacklevel=2)
                 return chosen[: n + 1]
     return chosen
+
+
+def _too_few(n_chosen: int, n_rows: int, sq_norms: Vectors) -> str:
+    """A warning, with the likely cause."""
+    middle, longest = np.sqrt(np.median(sq_norms)), np.sqrt(sq_norms.max())
+    cause = "the other patches are copies of these"
+    if middle < longest / _FAR:
+        cause = (
+            f"one patch is over {_FAR} times as far from the mean as most, and beside it these "
+            f"look the same. Look for a damaged image, or whiten the patches"
+        )
+    return f"coreset: {n_chosen} rows instead of {n_rows}; {cause}"
 
 
 def budget(

@@ -1,7 +1,11 @@
 """A bank of good patches, and how far the patches of an image are from it.
 
-`left_out` in every function leaves the patches of one good image out of the bank, which makes the
-scores of good images comparable with those of new ones.
+`left_out` in every function keeps the patches of one good image from being anyone's neighbours,
+which makes the scores of good images comparable with those of new ones, but not quite equal. What
+was learnt from the whole bank stays: the spacing of other images' patches may be a distance to the
+left-out image, which makes `calibrated_scores` of it a little higher, and frames of `knnn_scores`
+hold its patches. Whitening and coreset have seen the image, too. Only good images that were kept
+apart (calibration `split`) know nothing of this.
 """
 
 from functools import cached_property
@@ -87,7 +91,7 @@ class PatchBank:
 
     @cached_property
     def spacing(self) -> Scores:
-        """(N,) distance of each bank patch to the nearest one of another image."""
+        """(N,) distance of each bank patch to the nearest of another image; none is left out."""
         return np.sqrt(self.nearest(self.rows.features, 1, self.images).sq_dists[:, 0])
 
 
@@ -110,6 +114,8 @@ def calibrated_scores(
     What is usual is `share` times the mean spacing of the k nearest bank patches: where good images
     differ much from each other, the same distance says less. The idea of k-NNN, to ask the
     neighbours' neighbours, for one number a bank patch.
+
+    A left-out image's patches still count in the spacing of the neighbours, see the module.
     """
     found = bank.nearest(patches, k, left_out)
     return np.asarray(np.sqrt(found.sq_dists[:, 0]) - share * bank.spacing[found.rows].mean(axis=1))
