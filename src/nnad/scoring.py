@@ -39,7 +39,7 @@ def look(
     backbone: Backbone,
     patches: Patches | None,
     *,
-    threshold: float = np.inf,
+    threshold: float,
     workers: int | None,
     shown: str | None = None,
 ) -> Iterator[tuple[str, Seen | ImageError]]:
