@@ -48,8 +48,9 @@ def read_defect(path: str) -> NDArray[np.bool_]:
     Raises:
         ImageError: it cannot be read.
     """
-    levels = np.asarray(read_image(path).convert("L"))
-    return levels > levels.max() / 2
+    levels: NDArray[np.uint8] = np.asarray(read_image(path).convert("L"))
+    marked: NDArray[np.bool_] = levels > levels.max() / 2
+    return marked
 
 
 def check_masks(split: Split) -> None:

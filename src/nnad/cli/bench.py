@@ -10,7 +10,8 @@ from nnad.cli.telling import tell_unread, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
-    from nnad.bench import Candidate, Report
+    from nnad.bench import Report
+    from nnad.bench_rows import Candidate
 
 
 def bench(
