@@ -98,6 +98,7 @@ class Images:
         named = zip(self.test.names, self.test.sources, strict=True)
         seen = look(
             *(named, len(self.test), self.backbone, patches),
+            threshold=patches.model.pixel_threshold(),
             workers=self.workers,
             shown="test images" if self.progress else None,
         )
@@ -108,12 +109,13 @@ class Images:
     def ms(self, patches: Patches | None) -> float:
         """CPU milliseconds of reading an image, the networks and the search among patches."""
         sources = self.test.sources[:_TIMED]
+        threshold = patches.model.pixel_threshold() if patches else np.inf
         start = time.process_time()
         for source in sources:
             image = read_image(source)
             self.backbone.embed(image)
             if patches:
-                patches.locate(image, np.inf)
+                patches.locate(image, threshold)
         return (time.process_time() - start) / len(sources) * 1000
 
 
