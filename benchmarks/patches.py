@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 from datasets import embed
 from numpy.typing import NDArray
-from PIL import Image
 from provenance import write_rows
 from threadpoolctl import threadpool_limits
 
@@ -39,6 +38,7 @@ from nnad.datasets import load_dataset
 from nnad.datasets.dataset import Dataset
 from nnad.image_files import find_images
 from nnad.images import Source, read_image
+from nnad.labelled import grey_scores, held_out, read_defect
 from nnad.metrics import image_metrics, pixel_metrics
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
@@ -77,18 +77,12 @@ class Data:
     """One set: its images, and how good a system's scores of the test images are."""
 
     def __init__(self, dataset: Dataset) -> None:
+        dataset = held_out(dataset)
         self.name, test = dataset.name, dataset.test
+        self.train, self.test = dataset.good_train().sources, test.sources
         self.odd = dataset.is_anomaly(test)
-        moved = np.arange(len(dataset.train)) % 4 == 3
-        if (~self.odd).sum() >= 10:
-            moved[:] = False
-        spared = dataset.train.take(moved)
-        self.train = dataset.train.take(~moved).sources
-        self.test = test.sources + spared.sources
-        self.odd = np.append(self.odd, np.zeros(len(spared), bool))
-        kinds = [dataset.classes[label] for label in test.labels]
-        self.kinds = np.array([*kinds, *(["good"] * len(spared))])
-        self.masks = [None if p is None else read_mask(p) for p in test.masks + spared.masks]
+        self.kinds = np.array([dataset.classes[label] for label in test.labels])
+        self.masks = [None if path is None else read_defect(path) for path in test.masks]
         self.sizes = [read_image(source).size for source in self.test]
 
     def row(self, system: str, scores: Any, maps: Sequence[list[Any]] = (), **told: Any) -> Row:
@@ -116,21 +110,6 @@ class Data:
             named = {"data": self.name, "system": f"{system}: {kind}"}
             rows.append(named | self.of_pixels(maps, images))
         return rows
-
-
-def read_mask(path: str) -> NDArray[np.bool_]:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("L")) > 127
-
-
-def grey_levels(sources: Sequence[Source]) -> NDArray[np.float32]:
-    """(N, 7) mean, deviation, least, most and quartiles of each image's grey levels."""
-    rows = []
-    for source in sources:
-        grey = np.asarray(read_image(source).convert("L"), np.float32)
-        quartiles = np.percentile(grey, [25, 50, 75])
-        rows.append([grey.mean(), grey.std(), grey.min(), grey.max(), *quartiles])
-    return np.array(rows, np.float32)
 
 
 def standardised(scores: Any, good: Any) -> Scores:
@@ -181,10 +160,7 @@ def spade(data: Data) -> Row:
 
 def evaluate(path: Path) -> Iterator[Row]:
     data = Data(load_dataset(path))
-    levels = grey_levels(data.train)
-    centre, spread = levels.mean(axis=0), levels.std(axis=0) + 1e-9
-    grey = make_operator("knn").fit(Bank((levels - centre) / spread))
-    yield data.row("grey levels", grey.score((grey_levels(data.test) - centre) / spread))
+    yield data.row("grey levels", grey_scores(data.train, data.test))
     for operator in ("knn", "auto"):
         pooled_scores, pooled_good = pooled(data, operator)
         yield data.row(f"pooled, {operator}", pooled_scores)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from conftest import draw
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from nnad import CallableBackbone, InputError, load_backbone
-from nnad.bench import bench, held_out
+from nnad import BackboneError, CallableBackbone, InputError, load_backbone
+from nnad.bench import bench
 from nnad.choice import chosen_gain
 from nnad.datasets import load_dataset
+from nnad.evaluate import Estimate
+from nnad.labelled import check_masks, held_out, read_defect
 
 NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
 
@@ -53,6 +56,14 @@ def test_the_default_stays_unless_another_gains(tree):
     assert blind_first.recommended == seeing.candidate
     assert blind_first.gain.low > 0
     assert "chosen by your labels" in blind_first.reason
+
+    def by_grey(value, low):
+        return replace(seeing_first, grey=Estimate(value, low, 1.0)).may_be_light
+
+    best = max(row.auroc.value for row in seeing_first.rows)
+    assert by_grey(best - 0.04, 0.8)
+    assert not by_grey(best - 0.06, 0.8)
+    assert not by_grey(best, 0.49)  # may be chance
     assert (blind_first.good, blind_first.good_tested, blind_first.anomalies) == (33, 13, 10)
     assert [r.name.rpartition("/")[2] for r in blind_first.skipped] == ["broken.png"]
 
@@ -96,6 +107,61 @@ def test_training_images_are_spared_for_the_test(tree):
     assert not set(dataset.train.names) & set(dataset.test.names)
     again = held_out(dataset)
     assert again.train.names == dataset.train.names
+
+
+def test_wrong_names_fail_before_any_image_is_read(tree):
+    def unused(pixels):
+        raise AssertionError
+
+    dataset, network = load_dataset(tree), CallableBackbone(unused, size=64)
+    with pytest.raises(InputError, match="mode='boht'"):
+        bench(dataset, [network], modes=["image", "boht"])
+    with pytest.raises(InputError, match="operator='nkk'"):
+        bench(dataset, [network], modes=["image"], operators=["auto", "nkk"])
+    with pytest.raises(InputError, match="operators: none"):
+        bench(dataset, [network], modes=["image"], operators=[])
+    with pytest.raises(BackboneError, match="knows no maps of this network"):
+        bench(dataset, [network], modes=["both"])
+
+
+def saved(path, levels):
+    Image.fromarray(np.asarray(levels, np.uint8)).save(path)
+    return str(path)
+
+
+def test_masks_of_any_levels_mark_the_same_defect(tmp_path):
+    defect = np.zeros((32, 48), bool)
+    defect[9:19, 18:30] = True
+    for name, level in (("a.png", 1), ("b.png", 255), ("c.jpg", 255)):
+        assert np.array_equal(read_defect(saved(tmp_path / name, defect * level)), defect)
+    assert (np.asarray(Image.open(tmp_path / "c.jpg"))[~defect] > 0).any()  # JPEG's noise
+    assert not read_defect(saved(tmp_path / "d.png", defect * 0)).any()
+
+
+def test_masks_that_do_not_fit_are_named(tree, tmp_path):
+    test = load_dataset(tree).test
+    row = next(i for i, mask in enumerate(test.masks) if mask)
+
+    def with_mask(path):
+        masks = (*test.masks[:row], path, *test.masks[row + 1 :])
+        return replace(test, masks=masks)
+
+    check_masks(test)
+    with pytest.raises(InputError, match=r"small\.png: 8 x 6 pixels, its image 80 x 60"):
+        check_masks(with_mask(saved(tmp_path / "small.png", np.ones((6, 8)))))
+    with pytest.raises(InputError, match=r"mask .*gone\.png: no such file"):
+        check_masks(with_mask(str(tmp_path / "gone.png")))
+
+
+def test_pixels_outside_of_the_region_do_not_count(tree):
+    dataset = load_dataset(tree)
+    test = dataset.test
+    rows = np.flatnonzero([mask is not None for mask in test.masks])[:2]
+    dataset = replace(dataset, train=dataset.train.take(slice(12)), test=test.take(rows))
+    for region, found in (((0.25, 0, 1, 1), True), ((0, 0.9, 0.1, 1), False)):
+        network = load_backbone(region=region)
+        row = bench(dataset, [network], modes=["patch"], operators=["knn"]).rows[0]
+        assert bool(row.pixels) == found  # in the lower left corner is no defect
 
 
 def test_the_command(tree, tmp_path):

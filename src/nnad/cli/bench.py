@@ -10,7 +10,8 @@ from nnad.cli.telling import tell_unread, visible
 from nnad.errors import counted
 
 if TYPE_CHECKING:
-    from nnad.bench import Candidate, Report
+    from nnad.bench import Report
+    from nnad.bench_rows import Candidate
 
 
 def bench(
@@ -72,11 +73,11 @@ def _tell(report: "Report", out: Any) -> None:
         f"intervals of 95 %, budget {round_up(report.budget):g}",
         file=out,
     )
-    print("AUROC                   detections  false alarms  ms/image  MB     candidate", file=out)
+    print("AUROC                   detections  false alarms  CPU ms  MB     candidate", file=out)
     for row in sorted(report.rows, key=lambda row: -row.auroc.value):
         print(
             f"{row.auroc!s:<22}  {row.detections.value:<10.3f}  {row.false_alarms.value:<12.3f}  "
-            f"{row.ms:<8.0f}  {row.megabytes:<5.1f}  {_options(row.candidate)}",
+            f"{row.ms:<6.0f}  {row.megabytes:<5.1f}  {_options(row.candidate)}",
             file=out,
         )
     pixels = [row for row in report.rows if row.pixels]
@@ -84,8 +85,8 @@ def _tell(report: "Report", out: Any) -> None:
         auroc, ap, pro = pixels[0].pixels
         print(f"maps: pixel AUROC {auroc:.3f}, AP {ap:.3f}, PRO {pro:.3f}", file=out)
     print(f"grey levels alone: {report.grey}", file=out)
-    if report.grey.value > max(row.auroc.value for row in report.rows) - 0.05:
-        print("   so these labels differ in light, and say little of defects", file=out)
+    if report.may_be_light:
+        print("   light may be all that differs here: the rows may say little of defects", file=out)
     print(f"recommended: {report.reason}", file=out)
 
 
