@@ -112,6 +112,8 @@ class Detector(Learnt):
             workers = check_count("workers", workers)
         self.mode = check_choice("mode", mode, MODES)
         self.method = Method.parse(calibration)
+        if not isinstance(patches, Patches | None):
+            raise InputError(f"patches={patches!r}; expected Patches(...)")
         if mode == "image" and patches is not None:
             raise InputError("patches: go with mode='patch' or 'both'")
         if mode != "image" and products is not None:

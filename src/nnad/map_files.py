@@ -20,7 +20,7 @@ from nnad.results import Result
 
 
 class MapFolder:
-    """Writes maps to a folder, which is made if it is not there.
+    """Writes maps to a folder that is empty or not there yet.
 
     A file is named after its image, below the folders in which the images differ; images that
     differ in their extension only keep it.
@@ -30,13 +30,15 @@ class MapFolder:
         names: all images that will be added, by their paths.
 
     Raises:
-        InputError: a file is in the way, or the folder it would be in does not exist.
+        InputError: it holds files, a file is in the way, or the folder above it does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str], names: Iterable[str]) -> None:
         self._folder = Path(folder)
         if not self._folder.parent.is_dir():
             raise InputError(f"{folder}: the folder {self._folder.parent} does not exist")
+        if self._folder.is_dir() and any(self._folder.iterdir()):
+            raise InputError(f"{folder}: holds files already; name a new folder for maps")
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:

@@ -1,12 +1,4 @@
-"""A bank of good patches, and how far the patches of an image are from it.
-
-`left_out` in every function keeps the patches of one good image from being anyone's neighbours,
-which makes the scores of good images comparable with those of new ones, but not quite equal. What
-was learnt from the whole bank stays: the spacing of other images' patches may be a distance to the
-left-out image, which makes `calibrated_scores` of it a little higher, and frames of `knnn_scores`
-hold its patches. Whitening and coreset have seen the image, too. Only good images that were kept
-apart (calibration `split`) know nothing of this.
-"""
+"""A bank of good patches, and how far the patches of an image are from it."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -95,11 +87,9 @@ class PatchBank:
         return np.sqrt(self.nearest(self.rows.features, 1, self.images).sq_dists[:, 0])
 
 
-def knn_scores(
-    bank: PatchBank, patches: NDArray[Any], k: int = 1, left_out: int | None = None
-) -> Scores:
+def knn_scores(bank: PatchBank, patches: NDArray[Any], k: int = 1) -> Scores:
     """(P, D) -> (P,) mean distance to the k nearest bank patches; k = 1 as in PatchCore."""
-    return np.asarray(np.sqrt(bank.nearest(patches, k, left_out).sq_dists).mean(axis=1))
+    return np.asarray(np.sqrt(bank.nearest(patches, k).sq_dists).mean(axis=1))
 
 
 def calibrated_scores(
@@ -107,7 +97,6 @@ def calibrated_scores(
     patches: NDArray[Any],
     k: int = 3,
     share: float = 0.5,
-    left_out: int | None = None,
 ) -> Scores:
     """(P, D) -> (P,) distance to the nearest bank patch, less what is usual there.
 
@@ -117,18 +106,16 @@ def calibrated_scores(
 
     A left-out image's patches still count in the spacing of the neighbours, see the module.
     """
-    found = bank.nearest(patches, k, left_out)
+    found = bank.nearest(patches, k)
     return np.asarray(np.sqrt(found.sq_dists[:, 0]) - share * bank.spacing[found.rows].mean(axis=1))
 
 
-def knnn_scores(
-    bank: PatchBank, operator: "KNNN", patches: NDArray[Any], left_out: int | None = None
-) -> Scores:
+def knnn_scores(bank: PatchBank, operator: "KNNN", patches: NDArray[Any]) -> Scores:
     """(P, D) -> (P,) k-NNN scores, by an operator that was fitted on `bank.rows`.
 
     Of a left-out image the patches are no neighbours, but still members of neighbours' frames.
     """
-    return operator.score(patches, bank.nearest(patches, operator.k_used, left_out))
+    return operator.score(patches, bank.nearest(patches, operator.k_used))
 
 
 def image_score(scores: NDArray[Any], share: float = 0.05) -> float:
@@ -137,20 +124,18 @@ def image_score(scores: NDArray[Any], share: float = 0.05) -> float:
     return float(np.partition(scores.ravel(), -count)[-count:].mean())
 
 
-def patchcore_score(
-    bank: PatchBank, patches: NDArray[Any], n_support: int = 9, left_out: int | None = None
-) -> float:
+def patchcore_score(bank: PatchBank, patches: NDArray[Any], n_support: int = 9) -> float:
     """Patches of an image (P, D) -> PatchCore's image score (Roth et al., CVPR 2022, Eq. 7).
 
     The largest distance d to a nearest bank patch m, times 1 - exp(d) / sum of exp(distance to
     m's n_support nearest bank patches, m among them): a far patch counts for more if its nearest
     neighbour is itself far from others.
     """
-    found = bank.nearest(patches, 1, left_out)
+    found = bank.nearest(patches, 1)
     top = int(found.sq_dists[:, 0].argmax())
     distance = float(np.sqrt(found.sq_dists[top, 0]))
     nearest = found.rows[top]  # (1,)
-    support = bank.nearest(bank.rows.features[nearest], n_support, left_out).rows[0]
+    support = bank.nearest(bank.rows.features[nearest], n_support).rows[0]
     to_support = bank.rows.features[support].astype(np.float64) - patches[top]  # (b, D)
     distances = np.linalg.norm(to_support, axis=1)
     return distance * float(1 - np.exp(-logsumexp(distances - distance)))

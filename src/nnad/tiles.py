@@ -60,6 +60,8 @@ class Tiles:
     def __post_init__(self) -> None:
         if self.size is not None:
             check_count("size", self.size, least=16)
+            if self.size > 4096:
+                raise InputError(f"size={self.size!r}; expected 16 to 4096 pixels")
         if not 0 <= self.overlap <= 0.5:
             raise InputError(f"overlap={self.overlap!r}; expected a share from 0 to 0.5")
 

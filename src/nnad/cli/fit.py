@@ -7,7 +7,7 @@ import typer
 
 from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry, Transform
 from nnad.cli.telling import promise, tell_passed_over, tell_unread
-from nnad.errors import counted
+from nnad.errors import InputError, counted
 
 if TYPE_CHECKING:
     from nnad.patch_model import PatchModel
@@ -131,7 +131,7 @@ def fit(
         patches = Patches(
             patch_backbone(
                 backbone,
-                size=patch_size or SIZE,
+                size=SIZE if patch_size is None else patch_size,
                 stages=None if patch_stages is None else _names(patch_stages),
                 weights=weights,
                 region=None if region is None else _fractions(region),
@@ -169,7 +169,12 @@ def _patch_model(operator: str, bank: str | None) -> "PatchModel":
     from nnad.patch_model import PRESETS, PatchModel
 
     preset = PRESETS[check_choice("--patch-operator", operator, tuple(PRESETS))]
-    return PatchModel(**{**preset, **(_size(bank) if bank else {})})
+    if bank is None:
+        return PatchModel(**preset)
+    try:
+        return PatchModel(**{**preset, **_size(bank)})
+    except InputError as error:
+        raise typer.BadParameter(f"--bank {bank}: {error}") from None
 
 
 def _size(size: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from nnad.cli.options import Csv, Device, FalseAlarms, Fdr, Images, Json, Model
 from nnad.cli.telling import at_budget, tell_passed_over, tell_ranking, visible
-from nnad.errors import counted
+from nnad.errors import ImageError, InputError, counted
 
 if TYPE_CHECKING:
     from nnad.detector import Detector
@@ -123,10 +123,17 @@ def _with_maps(
 
     if detector.patches is None:
         raise typer.BadParameter("--maps: this model has no patches; fit with --mode both or patch")
+    place = Path(folder).resolve()
+    for given in images:
+        if place.is_relative_to(Path(given).resolve()):  # the next call would take maps for images
+            raise typer.BadParameter(f"--maps {folder}: is below the images of {given}")
     files = MapFolder(folder, [name for name, _ in find_images(images)])
     for result, found in detector.iter_maps(images, false_alarms=false_alarms, progress=True):
         if found is not None:
-            files.add(result, found)
+            try:
+                files.add(result, found)
+            except (ImageError, InputError) as error:
+                print(f"nnad: {visible(str(error))}", file=sys.stderr)
         yield result
 
 
