@@ -2,8 +2,8 @@
 
     python benchmarks/patch_alarms.py --data DIR [--splits N]
 
-DIR holds magnetic_tile and mvtec_hazelnut_reduced. In each split n good images are fitted and 80 (or
-what is left) others scored, by patches and by patches and the whole image, as `Detector` does it.
+DIR holds magnetic_tile and mvtec_hazelnut_reduced. In each split n good images are fitted and 80
+(or what is left) others scored, by patches and by patches and the whole image, as `Detector` does.
 Told are mean shares of these that are called anomalies, with the standard error over splits, and
 the share with a region above the patch threshold. Splits share images, so that the standard error
 is too small where n is large.

@@ -61,6 +61,7 @@ def grounds(detector: "Detector | GroupDetector") -> tuple[str, str]:
             return f"proven for groups of up to {counted(min(detector.sizes), 'image')}", ""
         return "not proven", ""
     operator, name = detector.operator, operator_name(detector.operator)
+    members = getattr(detector.backbone, "members", [detector.backbone])
     usual = [make_operator("knn"), make_operator("auto")]
     of_usual = [(operator_name(each), settings(each)) for each in usual]
     return guarantee(
@@ -73,7 +74,7 @@ def grounds(detector: "Detector | GroupDetector") -> tuple[str, str]:
         and not detector.patches,
         products=detector.products is not None,
         int8=is_int8(detector.backbone),
-        adapted="adapted" in getattr(detector.backbone, "details", {}),
+        adapted=any("adapted" in member.details for member in members),
     )
 
 
