@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from nnad.metrics import TOUCHING
 from nnad.patch_features import bilinear
@@ -94,6 +93,8 @@ def patch_box(seen: Box, shape: tuple[int, ...], row: Any, column: Any) -> Box:
 
 def regions(anomaly_map: NDArray[Any], threshold: float) -> list[Region]:
     """The 8-connected regions of a map (H, W) above the threshold, the highest peak first."""
+    from scipy import ndimage
+
     labels, _ = ndimage.label(anomaly_map > threshold, TOUCHING)
     found = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):

@@ -167,7 +167,8 @@ class Patches:
             seen.append(view.seen)
             score = max(score, of_view)
             if grid.max() > highest:
-                highest, oddest = float(grid.max()), self._oddest(view, grid, threshold)
+                highest, odd_view, odd_grid = float(grid.max()), view, grid
+        oddest = self._oddest(odd_view, odd_grid, threshold)
         located = Located(score, oddest, grids, seen, image.size, ())
         if oddest.score <= 1:
             return located

@@ -9,7 +9,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from nnad.errors import InputError
 
@@ -105,6 +104,8 @@ def pixel_metrics(
     Raises:
         InputError: a mask does not fit, a score is not finite, or one kind of pixel is missing.
     """
+    from scipy import ndimage
+
     if not 0 < pro_limit <= 1:
         raise InputError(f"pro_limit={pro_limit!r}; expected a rate above 0, at most 1")
     odd: list[NDArray[np.float32]] = [np.empty(0, np.float32)]

@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from nnad.backbones import Backbone
 from nnad.preprocessing import Preprocessing
@@ -46,6 +45,8 @@ def patch_stages(
 
 def neighborhood_mean(stage: Maps, size: int) -> Maps:
     """(H, W, C) -> the mean over size x size places around each, of those that there are."""
+    from scipy import ndimage
+
     if size == 1:
         return stage
     ones = np.ones((*stage.shape[:2], 1), np.float32)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from nnad.errors import InputError
 from nnad.neighbors import Bank, Neighbors
@@ -131,6 +130,8 @@ def patchcore_score(bank: PatchBank, patches: NDArray[Any], n_support: int = 9) 
     m's n_support nearest bank patches, m among them): a far patch counts for more if its nearest
     neighbour is itself far from others.
     """
+    from scipy.special import logsumexp
+
     found = bank.nearest(patches, 1)
     top = int(found.sq_dists[:, 0].argmax())
     distance = float(np.sqrt(found.sq_dists[top, 0]))
