@@ -532,4 +532,5 @@ def test_wrong_inputs():
 
 def test_numba_is_not_imported_by_the_knn_path():
     code = "import sys, nnad.detector, nnad.cli, nnad.operators; assert 'numba' not in sys.modules"
+    code += "; assert 'scipy.ndimage' not in sys.modules"  # patches need it, and start-up shall not
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from nnad.evaluate import Estimate
 
@@ -29,6 +28,8 @@ def chosen_gain(
         The mean gain, and the 2.5th and 97.5th percentile of the splits: 97.5 % of them gained more
         than the lower one. The splits share their images, so that this is no confidence interval.
     """
+    from sklearn.metrics import roc_auc_score
+
     rng = np.random.default_rng(seed)
     gains = []
     for _ in range(splits):
@@ -36,15 +37,8 @@ def chosen_gain(
         for kind in (odd, ~odd):
             rows = rng.permutation(np.flatnonzero(kind))
             chooses[rows[: len(rows) // 2]] = True
-        chosen = int(np.argmax([_area(each[chooses], odd[chooses]) for each in scores]))
-        measured = [_area(scores[i][~chooses], odd[~chooses]) for i in (chosen, 0)]
+        chosen = int(np.argmax([roc_auc_score(odd[chooses], each[chooses]) for each in scores]))
+        measured = [roc_auc_score(odd[~chooses], scores[i][~chooses]) for i in (chosen, 0)]
         gains.append(measured[0] - measured[1])
     low, high = np.percentile(gains, [2.5, 97.5])
     return Estimate(float(np.mean(gains)), float(low), float(high))
-
-
-def _area(scores: NDArray[Any], odd: NDArray[np.bool_]) -> float:
-    """AUROC, by ranks."""
-    ranks = rankdata(scores)[odd]
-    n_odd, n_good = len(ranks), int((~odd).sum())
-    return float((ranks.sum() - n_odd * (n_odd + 1) / 2) / (n_odd * n_good))

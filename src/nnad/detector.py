@@ -33,10 +33,10 @@ from nnad.scorer import Scorer
 from nnad.scoring import Seen, look, results
 from nnad.sources import (
     calibration_sample,
+    good_images,
     keeping_first,
     named_images,
     readable,
-    without_repeats,
 )
 from nnad.transforms import TRANSFORMS, usual_transform
 
@@ -166,10 +166,8 @@ class Detector(Learnt):
             BudgetError: too few images for the false-alarm budget that was asked for.
             BackboneError: the export of a torch network changed features or scores too much.
         """
-        named, total = named_images(images, only_good=True)
+        named, total = good_images(images)
         if total is not None:
-            named = without_repeats(named)
-            total = len(named)
             self.method.check(total)
             check_budget(
                 self.asked_false_alarms, Calibration(np.empty(self.method.calibrating(total)))

@@ -21,7 +21,7 @@ from nnad.operators import Operator
 from nnad.operators.arguments import check_amount
 from nnad.results import Result
 from nnad.scorer import Scorer
-from nnad.sources import named_images, without_repeats
+from nnad.sources import good_images
 
 
 class Learnt:
@@ -107,10 +107,7 @@ class Learnt:
     ) -> Embedded:
         """The slow part of `add`: it changes nothing."""
         self._check_changeable()
-        named, total = named_images(images, only_good=True)
-        if total is not None:
-            named = without_repeats(named)
-            total = len(named)
+        named, total = good_images(images)
         return embed(
             named, total, self.backbone, workers=self.workers, cache=cache, progress=progress
         )

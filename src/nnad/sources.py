@@ -27,6 +27,17 @@ def named_images(
     return listed, len(listed)
 
 
+def good_images(
+    images: Source | Iterable[Source],
+) -> tuple[Iterable[tuple[str, Source]], int | None]:
+    """As `named_images`, of good images only, each file once."""
+    named, total = named_images(images, only_good=True)
+    if total is None:
+        return named, None
+    listed = without_repeats(named)
+    return listed, len(listed)
+
+
 def without_repeats(named: Iterable[tuple[str, Source]]) -> list[tuple[str, Source]]:
     """A file that was given twice, however its path is spelt, counts once."""
     kept: dict[str, tuple[str, Source]] = {}
