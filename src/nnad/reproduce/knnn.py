@@ -33,8 +33,8 @@ def _knnn(k: int = 3, k_prime: int = 25, **more: Any) -> tuple[str, dict[str, An
 
 
 SYSTEMS = {
-    "ResNet18 + k-NN": System("features", RESNET18, *_knn(3)),
-    "ResNet18 + k-NNN": System("features", RESNET18, *_knnn()),
+    "{network} + k-NN": System("features", RESNET18, *_knn(3)),
+    "{network} + k-NNN": System("features", RESNET18, *_knnn()),
     "SPADE": System("features", WIDE, *_knn(5)),
     "SPADE + k-NNN": System("features", WIDE, *_knnn()),
     "PANDA": System("panda", DEEP, "knn", {"k": 2}),
@@ -196,7 +196,7 @@ _SET_SIZE = [
         None,
     )
     for size in SET_SIZES
-    for name, network in (("ResNet18 + k-NNN", RESNET18), ("SPADE + k-NNN", WIDE))
+    for name, network in (("{network} + k-NNN", RESNET18), ("SPADE + k-NNN", WIDE))
 ]
 
 TABLES = (

@@ -93,6 +93,7 @@ class Run:
 
     Attributes:
         table: as it was run.
+        declared: as the paper has it.
         scored: the cells of each entry, in its order; empty if one is missing.
         layouts: of the data sets.
         problems: what could not be had, and why.
@@ -101,6 +102,7 @@ class Run:
     """
 
     table: Table
+    declared: Table
     scored: list[list[tuple[Cell, Scored]]] = field(default_factory=list)
     layouts: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -121,11 +123,11 @@ def run(table: Table, settings: Settings, notify: Notify = lambda _: None) -> Ru
     Raises:
         InputError: an argument is wrong, or another command works in the same folder.
     """
-    table = _chosen(table, settings)
+    result = Run(_chosen(table, settings), table)
     settings.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.out / ".lock", timeout=0):
-            return _Runner(table, settings, notify).run()
+            return _Runner(result, settings, notify).run()
     except Timeout:
         raise InputError(f"{settings.out}: another nnad reproduce works in it") from None
 
@@ -151,9 +153,9 @@ def _chosen(table: Table, settings: Settings) -> Table:
 class _Runner:
     """The steps of one run, and what they share."""
 
-    def __init__(self, table: Table, settings: Settings, notify: Notify) -> None:
+    def __init__(self, result: Run, settings: Settings, notify: Notify) -> None:
         self.settings, self.notify = settings, notify
-        self.result = Run(table)
+        self.result = result
         self.store = Store(settings.out)
         self.data: dict[str, Dataset] = {}
         self.labels: dict[str, Labels] = {}

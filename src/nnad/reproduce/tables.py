@@ -69,7 +69,7 @@ class Entry:
     """A number of a table.
 
     Attributes:
-        row, column: where it stands.
+        row, column: where it stands; `{network}` in them is replaced by the backbone's name.
         data, protocol, options, system: see `Cell`; options without the class and `over`.
         classes: of which it is the mean: `all`, `first 20` by alphabet, the numbers of some; None
             if the protocol is not about a class.
@@ -118,7 +118,7 @@ class Table:
         caption: what it shows, in our words.
         entries: in the order of the paper.
         percent: whether the paper prints percentages.
-        networks: its rows are networks; `{network}` in a row is replaced by the name.
+        networks: its rows are networks.
         shows_features: it is a picture of the test features of its first entry.
         notes: what the paper leaves open, and what is done here.
     """
@@ -142,6 +142,11 @@ class Table:
     def title(self) -> str:
         """Such as `DN2, Table 1`."""
         return f"{TITLES[self.paper]}, {self.kind.capitalize()} {self.number}"
+
+    @property
+    def backbones(self) -> list[str]:
+        """Of its entries, in their order."""
+        return list(dict.fromkeys(e.system.backbone for e in self.entries if e.system.backbone))
 
     def unique(self, what: str) -> list[str]:
         """Its rows, columns or data, in their order."""
@@ -205,8 +210,8 @@ def with_backbones(table: Table, names: Sequence[str]) -> Table:
             replace(e, system=replace(e.system, backbone=names[0])) if e.system.backbone else e
             for e in table.entries
         )
-        return replace(table, entries=changed)
-    own = list(dict.fromkeys(e.system.backbone for e in table.entries))
+        return _networks_told(replace(table, entries=changed))
+    own = table.backbones
     entries = []
     for name in names:
         like = name if name in own else own[0]
@@ -219,13 +224,12 @@ def with_backbones(table: Table, names: Sequence[str]) -> Table:
 
 
 def _networks_told(table: Table) -> Table:
-    return replace(
-        table,
-        entries=tuple(
-            replace(e, row=e.row.replace("{network}", short_name(e.system.backbone or "")))
-            for e in table.entries
-        ),
-    )
+    def told(entry: Entry) -> Entry:
+        name = short_name(entry.system.backbone or "")
+        row, column = (text.replace("{network}", name) for text in (entry.row, entry.column))
+        return replace(entry, row=row, column=column)
+
+    return replace(table, entries=tuple(told(entry) for entry in table.entries))
 
 
 def with_operators(table: Table, names: Sequence[str], transform: str) -> Table:

@@ -5,7 +5,7 @@ import numpy as np
 from nnad.errors import counted
 from nnad.reproduce.run import Run
 from nnad.reproduce.statistics import Scored, auroc, interval, resampled, sign_flip_p
-from nnad.reproduce.tables import OURS, Cell, Entry
+from nnad.reproduce.tables import OURS, Cell, Entry, short_name
 
 _Found = list[tuple[Cell, Scored]]
 
@@ -23,6 +23,8 @@ def markdown(run: Run, command: str) -> str:
         "Mean image AUROC, its 95 % interval by bootstrap over the test images, the paper's number "
         "and the difference. A number alone is the paper's."
     )
+    if told := _networks(run):
+        blocks.append(told)
     if table.notes:
         blocks.append(table.notes)
     if table.kind == "table":
@@ -30,6 +32,14 @@ def markdown(run: Run, command: str) -> str:
     blocks += [f"Data: {name}: {told}." for name, told in run.layouts.items()]
     blocks += [f"Not computed: {what}: {why}" for what, why in run.problems.items()]
     return "\n\n".join(blocks) + "\n"
+
+
+def _networks(run: Run) -> str:
+    """Which networks made the features, and which did in the paper, if these are others."""
+    if set(run.table.backbones) <= set(run.declared.backbones):
+        return ""
+    ours, theirs = (", ".join(map(short_name, t.backbones)) for t in (run.table, run.declared))
+    return f"Features of {ours}, not of the paper's {theirs}."
 
 
 def summary(run: Run) -> list[tuple[Entry, float | None]]:
