@@ -9,7 +9,7 @@ of the two, so that features or pictures are taken afterwards: `features[task.tr
 | one class is normal                    | `one_class`     | DN2 4.1, k-NNN Table 2               |
 | all classes but one are normal         | `all_but_one`   | DN2 4.2, k-NNN Table 3               |
 | the first 20 classes, by alphabet      | `first_classes` | DN2 Tables 3 and 4                   |
-| normal images of several sets together | `sets_together` | k-NNN Tables 1 (one set), 4 and 7    |
+| normal images of several sets together | `sets_together` | k-NNN Tables 1, 4, 6 and 7, 5.2      |
 | few training images                    | `few_shot`      | DN2 4.3                              |
 | anomalies among the training images    | `impure`        | DN2 4.4                              |
 | groups of images                       | `group_task`    | DN2 4.5                              |
@@ -107,9 +107,13 @@ def sets_together(
         sets: the sets that take part.
 
     Raises:
-        InputError: see `normal_classes`.
+        InputError: a set is missing; see `normal_classes`.
     """
-    tested = [i for i, name in enumerate(classes) if name.partition("/")[0] in sets]
+    of_set = [name.partition("/")[0] for name in classes]
+    missing = [name for name in sets if name not in of_set]
+    if missing:
+        raise InputError(f"sets: there is no {', '.join(missing)}")
+    tested = [i for i, name in enumerate(of_set) if name in sets]
     return normal_classes(train_labels, test_labels, set(good) & set(tested), tested)
 
 

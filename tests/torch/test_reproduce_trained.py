@@ -12,7 +12,8 @@ from tiny_sets import cifar10
 
 from nnad.reproduce import trained
 from nnad.reproduce.knnn import SYSTEMS
-from nnad.reproduce.run import Settings, run
+from nnad.reproduce.run import run
+from nnad.reproduce.settings import Settings
 from nnad.reproduce.tables import Entry, Table, find_table
 from nnad.reproduce.told import markdown, summary
 
@@ -38,7 +39,9 @@ def test_panda_is_adapted_once_for_both_operators(settings, monkeypatch):
         Entry("0", name, "cifar10", "one class", SYSTEMS[name], classes=(0,), paper=0.939)
         for name in ("PANDA", "PANDA + k-NNN")
     )
-    table = Table("knnn", "table", "0", "PANDA", entries, percent=False)
+    table = Table(
+        "knnn", "table", "0", "PANDA", entries, percent=False, against={"PANDA + k-NNN": "PANDA"}
+    )
     settings = replace(settings, systems=["panda"])
     found = run(table, settings)
     assert all(value is not None for _, value in summary(found)), found.problems

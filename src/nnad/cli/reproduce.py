@@ -11,18 +11,23 @@ from nnad.cli.telling import visible
 from nnad.errors import InputError
 
 if TYPE_CHECKING:
-    from nnad.reproduce.run import Run
+    from nnad.reproduce.settings import Run
+    from nnad.reproduce.tables import Table
 
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help="dn2 or knnn.")],
     table: Annotated[
         Optional[str],  # noqa: UP045 (typer wants it)
-        typer.Option(help="The table's number; without table and figure, all are listed."),
+        typer.Option(help="The table's number; without one of the three, all are listed."),
     ] = None,
     figure: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="The figure's number."),
+    ] = None,
+    section: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A section that has numbers in its text alone."),
     ] = None,
     data: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -60,20 +65,24 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run a table or figure of DN2 or k-NNN on your data, beside the paper's numbers."""
-    from nnad.reproduce.run import SYSTEMS, Settings, run, write
+    from nnad.files import replacing
+    from nnad.reproduce.run import run
+    from nnad.reproduce.settings import Settings
     from nnad.reproduce.tables import all_tables, find_table
     from nnad.reproduce.told import closing, markdown
 
-    if table is None and figure is None:
+    kinds = {"table": table, "figure": figure, "section": section}
+    asked = {kind: number for kind, number in kinds.items() if number is not None}
+    if not asked:
         known = [t for t in all_tables() if t.paper == paper]
         if not known:
             find_table(paper, "table", "1")  # says which papers there are
         for each in known:
             print(f"--{each.kind} {each.number:<4} {each.caption}")
         return
-    if table is not None and figure is not None:
-        raise InputError("--table and --figure: give one of them")
-    declared = find_table(paper, "table" if table else "figure", str(table or figure))
+    if len(asked) > 1:
+        raise InputError(f"--{' and --'.join(asked)}: give one of them")
+    declared = find_table(paper, *asked.popitem())
     root, given = _places(data or [])
     systems = system or ["features"]
     settings = Settings(
@@ -84,25 +93,31 @@ def reproduce(
         weights=weights,
         transform=transform,
         also=also or (),
-        systems=SYSTEMS if "all" in systems else systems,
+        systems=_every(declared) if "all" in systems else systems,
         preset=preset,
         workers=workers,
         progress=True,
     )
     result = run(declared, settings, lambda line: print(line, file=sys.stderr))
-    page = out / f"{declared.name}.md"
-    text = markdown(result, _command())
-    write(page, text)
     try:
-        pictures = _draw(result, out / f"{declared.name}.png")
+        picture = _draw(result, out / f"{declared.name}.png")
     except InputError as error:  # no matplotlib; the numbers are there
-        pictures, result.problems["picture"] = False, str(error)
+        picture, result.problems["picture"] = False, str(error)
+    page, text = out / f"{declared.name}.md", markdown(result, _command(), picture=picture)
     print(text, end="")
+    if any(result.scored) or picture:
+        with replacing(page) as file:
+            file.write(text.encode())
     for what, why in result.problems.items():
         print(f"nnad: {visible(what)}: {visible(why)}", file=sys.stderr)
     print(f"{closing(result)}: {visible(str(page))}", file=sys.stderr)
-    if not any(result.scored) and not pictures:
+    if not any(result.scored) and not picture:
         raise typer.Exit(2)
+
+
+def _every(table: "Table") -> list[str]:
+    """The systems that a table has."""
+    return list(dict.fromkeys(entry.system.name for entry in table.entries))
 
 
 def _places(data: list[str]) -> tuple[Path | None, dict[str, Path]]:
@@ -146,8 +161,15 @@ def _draw(result: "Run", path: Path) -> bool:
 
 def _command() -> str:
     """What was typed, without the paths of this machine."""
-    told = []
+    told, option = [], ""
     for text in sys.argv[1:]:
-        name, equals, path = text.rpartition("=")
-        told.append(f"{name}{equals}DIR" if Path(path).is_absolute() else text)
+        given, equals, value = text.partition("=")
+        if option == "--data" or (given == "--data" and equals):
+            name, named, _ = (value if given == "--data" else text).rpartition("=")
+            told.append("--data=" * (given == "--data") + f"{name}{named}DIR")
+        elif option == "--out" or (given == "--out" and equals):
+            told.append("--out=" * bool(equals) + "DIR")
+        else:
+            told.append(Path(text).name if Path(text).is_absolute() else text)
+        option = text
     return shlex.join(["nnad", *told])

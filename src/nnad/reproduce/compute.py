@@ -1,10 +1,10 @@
 """A cell -> the scores of its test images, in this process or another."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from nnad import protocols
 from nnad.clean import clean
-from nnad.cores import one_of_many
 from nnad.datasets import Dataset
 from nnad.errors import InputError, NnadError
 from nnad.group_pooling import pooled, trace_of_covariance
@@ -22,9 +21,9 @@ from nnad.neighbors import Bank
 from nnad.operators import make_operator
 from nnad.reproduce.data import load_data
 from nnad.reproduce.statistics import Scored
-from nnad.reproduce.tables import Cell, System
-from nnad.reproduce.trained import BASELINES, baseline_scores
-from nnad.transforms import fit_transform, usual_transform
+from nnad.reproduce.tables import BASELINES, Cell, System
+from nnad.reproduce.trained import baseline_scores
+from nnad.transforms import Transform, fit_transform, usual_transform
 
 Features = NDArray[Any]
 
@@ -102,8 +101,8 @@ def compute(job: Job, labels: Mapping[str, Labels]) -> Computed:
     _reset_peak()
     try:
         scored, seconds = _scored(job, labels)
-    except NnadError as error:
-        return Computed(job.key, None, error=str(error))
+    except (NnadError, MemoryError, np.linalg.LinAlgError) as error:
+        return Computed(job.key, None, error=str(error) or type(error).__name__)
     return Computed(job.key, scored, seconds, _peak_mb())
 
 
@@ -148,28 +147,34 @@ def operator_scores(system: System, train: Features, test: Features) -> NDArray[
     Raises:
         InputError: too few features, or an argument that the operator does not know.
     """
-    train = train[~np.isnan(train[:, 0])]
+    train = _read(train)
+    transform = _transform(system, train)
+    train = transform(train)
     if system.clean:
         train = train[clean(train, k=2, fraction=system.clean, rounds=1).kept]
-    name = usual_transform(train) if system.transform == "auto" else system.transform
-    transform = fit_transform(name, train) if name != "raw" else None
-    operator = make_operator(system.operator or "knn", **system.arguments)
-    operator.fit(Bank(transform(train) if transform else train))
-    read = np.flatnonzero(~np.isnan(test[:, 0]))
+    operator = make_operator(system.operator or "knn", **system.arguments).fit(Bank(train))
     scores = np.full(len(test), np.nan)
-    queries = test[read]
-    scores[read] = operator.score(transform(queries) if transform else queries)
+    scores[~np.isnan(test[:, 0])] = operator.score(transform(_read(test)))
     return scores
+
+
+def _read(features: Features) -> Features:
+    """Those (n, D) of images that could be read."""
+    is_read = ~np.isnan(features[:, 0])
+    return features if is_read.all() else features[is_read]
+
+
+def _transform(system: System, train: Features) -> Transform:
+    name = usual_transform(train) if system.transform == "auto" else system.transform
+    return fit_transform(name, train) if name != "raw" else lambda features: features
 
 
 def _group_scores(job: Job, task: protocols.GroupTask) -> NDArray[np.float64]:
     system, pooling = job.cell.system, job.cell.options["pooling"]
     train, test = _load(job.train), _load(job.test)
-    if system.transform != "raw":  # before pooling
-        name = usual_transform(train) if system.transform == "auto" else system.transform
-        transform = fit_transform(name, train)
-        train, test = transform(train), transform(test)
-        system = System(operator=system.operator, arguments=system.arguments)
+    transform = _transform(system, train)
+    train, test = transform(train), transform(test)  # before pooling
+    system = replace(system, transform="raw")
     if pooling == "trace":
         return np.array([trace_of_covariance(test[rows]) for rows in task.test])
     bank, queries = (
@@ -201,29 +206,6 @@ def _load(path: Path | None) -> Features:
     assert path is not None  # noqa: S101 (the caller's part)
     features: Features = np.load(path, mmap_mode="r")
     return features
-
-
-# In a process of its own
-
-_labels: Mapping[str, Labels] = {}
-
-
-def start_worker(labels: Mapping[str, Labels], threads: int) -> None:
-    """Called once in each worker."""
-    global _labels
-    _labels = labels
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(threads)
-    if threads == 1:
-        one_of_many()
-
-
-def compute_in_worker(job: Job) -> Computed:
-    """`compute` with the labels that the worker was started with."""
-    return compute(job, _labels)
 
 
 def _reset_peak() -> None:

@@ -5,7 +5,6 @@ people keep them, `train/<class>` and `test/<class>` are taken; without a test f
 of each class train, which is told in every table and is nobody's official split.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nnad import datasets
-from nnad.datasets import Dataset, Split, load_dataset
+from nnad.datasets import Dataset, load_dataset
+from nnad.datasets.photos import MVTEC_CATEGORIES
 from nnad.errors import DatasetError, InputError
-from nnad.images import Crop
 
 Path_ = str | os.PathLike[str]
 
@@ -29,9 +28,19 @@ class Known(NamedTuple):
 
 
 def _mvtec(path: Path) -> Dataset:
-    return datasets.combine(datasets.mvtec_ad(path).values(), "MVTec AD")
+    """All categories that are there; which are needed is the table's concern."""
+    there = [name for name in MVTEC_CATEGORIES if (path / name).is_dir()]
+    found = datasets.mvtec_ad(path, there or MVTEC_CATEGORIES)
+    return datasets.combine(found.values(), "MVTec AD")
 
 
+# classes, images to train and to test of the official split
+OFFICIAL = {
+    "cifar10": (10, 50_000, 10_000),
+    "cifar100": (20, 50_000, 10_000),
+    "mnist": (10, 60_000, 10_000),
+    "fashion-mnist": (10, 60_000, 10_000),
+}
 _FLOWERS = ("flowers", "102flowers", "oxford-flowers")
 DATA = {
     "cifar10": Known(
@@ -84,7 +93,7 @@ def find_data(name: str, root: Path | None, given: Mapping[str, Path]) -> Path:
     if own is not None:
         return own
     if root is None:
-        raise InputError(f"{name}: where is it? Give --data DIR, or --data {name}=PATH")
+        raise InputError(f"where is it? Give --data DIR, or --data {name}=PATH")
     for place in DATA[name].places:
         if (root / place).exists():
             return root / place
@@ -95,8 +104,28 @@ def load_data(name: str, path: Path) -> Dataset:
     """A data set from its authors' files, or from folders of classes.
 
     Raises:
-        DatasetError: it is neither, or damaged.
+        DatasetError: it is neither, or damaged, or has other classes.
     """
+    data = _loaded(name, path)
+    if name in OFFICIAL and len(data.classes) != OFFICIAL[name][0]:
+        found = ", ".join(data.classes[:30])
+        raise DatasetError(
+            f"{path}: {name} has {OFFICIAL[name][0]} classes, here are {len(data.classes)}: {found}"
+        )
+    return data
+
+
+def layout(name: str, data: Dataset, place: Path) -> str:
+    """Where a data set came from, how many images it has, and whether it is the official split."""
+    told = data.layout.replace(f" in {place}", "")
+    told += f", {len(data.train):,} images to train, {len(data.test):,} to test"
+    if name in OFFICIAL and OFFICIAL[name][1:] != (len(data.train), len(data.test)):
+        train, test = OFFICIAL[name][1:]
+        told += f": not the official split of {train:,} and {test:,}, as in the paper"
+    return told
+
+
+def _loaded(name: str, path: Path) -> Dataset:
     try:
         return DATA[name].load(path)
     except DatasetError:
@@ -125,16 +154,3 @@ def _split(data: Dataset) -> Dataset:
         data.train.take(is_train),
         data.train.take(~is_train),
     )
-
-
-def digest(split: Split) -> str:
-    """SHA-256 over the pictures: pixels in memory, or names, sizes and times of files; in hex."""
-    found = hashlib.sha256()
-    for name, source in zip(split.names, split.sources, strict=True):
-        if isinstance(source, np.ndarray):
-            found.update(source.tobytes())
-            found.update(str(source.shape).encode())
-        else:
-            at = Path(source.path if isinstance(source, Crop) else str(source)).stat()
-            found.update(f"{name}\0{at.st_size} {at.st_mtime_ns}\0".encode())
-    return found.hexdigest()

@@ -42,6 +42,8 @@ COUNTS = {"n_train": 1000, "n_test": 500}  # groups
 ONCE = {"seed": (0,)}
 BOTH = (("CIFAR10", "cifar10"), ("FashionMNIST", "fashion-mnist"))
 
+_OTHERS = {name: "DN2" for name in TRAINED if name != "DN2"}
+
 
 def _row(
     row: str,
@@ -98,6 +100,7 @@ def _mhrot(*rows: str) -> tuple[Entry, ...]:
 
 
 _CLEANINGS = {"DN2": DN2, "DN2, cleaned": System(backbone=RESNET, arguments={"k": 2}, clean=0.5)}
+_KINDS = ("literal", "without permutations")
 _GROUPS = [
     Entry(
         str(m),
@@ -110,16 +113,30 @@ _GROUPS = [
         OVER_DRAWS,
     )
     for m in range(1, 11)
-    for kind in ("literal", "without permutations")
+    for kind in _KINDS
     for pooling in ("concat", "max", "mean")
     if m > 1 or kind == "literal"
 ]
 _SHOWN = {"Airplane": 0, "Automobile": 1}
 
 TABLES = (
-    Table("dn2", "table", "1", "Each class of CIFAR-10 in turn is normal", tuple(_TABLE_1)),
     Table(
-        "dn2", "table", "2", "Each class in turn is normal, mean of the classes", tuple(_TABLE_2)
+        "dn2",
+        "table",
+        "1",
+        "Each class of CIFAR-10 in turn is normal",
+        tuple(_TABLE_1),
+        against=_OTHERS,
+        main="DN2",
+    ),
+    Table(
+        "dn2",
+        "table",
+        "2",
+        "Each class in turn is normal, mean of the classes",
+        tuple(_TABLE_2),
+        against=_OTHERS,
+        main="DN2",
     ),
     Table(
         "dn2",
@@ -127,6 +144,8 @@ TABLES = (
         "3",
         "Each of the first 20 classes by alphabet in turn is normal",
         _mhrot("Oxford Flowers", "UCSD Birds 200", "CatsVsDogs"),
+        against=_OTHERS,
+        main="DN2",
         notes="Flowers: the validation images are test images, as only so a class has 30 and more.",
     ),
     Table(
@@ -135,6 +154,8 @@ TABLES = (
         "4",
         "Aerial and microscope images: each class in turn is normal",
         _mhrot("DIOR", "WBC"),
+        against=_OTHERS,
+        main="DN2",
     ),
     Table(
         "dn2",
@@ -145,6 +166,8 @@ TABLES = (
             *_row("CIFAR10", "cifar10", _some("GEOM", "DN2"), (61.7, 71.7), "all but one"),
             *_row("CIFAR100", "cifar100", _some("GEOM", "DN2"), (57.3, 71.0), "all but one"),
         ),
+        against=_OTHERS,
+        main="DN2",
         notes="CIFAR-100: the 20 coarse classes, as in Table 2.",
     ),
     Table(
@@ -168,6 +191,9 @@ TABLES = (
                 (91.94, 92.00, 91.87, 91.64, 92.52),
             )
         ),
+        digits=2,
+        against={f"C={c}": "kNN" for c in (1, 3, 5, 10)},
+        main="kNN",
     ),
     Table(
         "dn2",
@@ -197,6 +223,7 @@ TABLES = (
             for k in NEIGHBOURS
             for label, data in BOTH
         ),
+        notes="k is clipped to the images there are.",
     ),
     Table(
         "dn2",
@@ -204,6 +231,12 @@ TABLES = (
         "4",
         "Groups of one image of each of the first M classes of CIFAR-10",
         tuple(_GROUPS),
+        against={
+            f"{pooling}, {kind}": f"concat, {kind}"
+            for pooling in ("max", "mean")
+            for kind in _KINDS
+        },
+        by_row=True,
         notes=(
             "Literal: an odd group is M images of random classes, which may be one of each after "
             "all: always at M = 1, half of them at M = 2. Without permutations: such groups are "
@@ -244,7 +277,12 @@ TABLES = (
                 for name, system in _CLEANINGS.items()
             ]
         ),
-        notes="k is clipped to the images there are. Odd images are added to all normal ones.",
+        against={"DN2, cleaned": "DN2"},
+        by_row=True,
+        notes=(
+            "k and the numbers of images are clipped to those there are. Three draws of few "
+            "images; one of odd images, which are added to all normal ones."
+        ),
     ),
     Table(
         "dn2",
@@ -264,9 +302,9 @@ TABLES = (
     ),
     Table(
         "dn2",
-        "table",
+        "section",
         "4.5",
-        "Section 4.5: sets of 10 to 50 digits of one class, odd ones of any, by the trace alone",
+        "Sets of 10 to 50 digits of one class, odd ones of any, by the trace alone",
         (
             Entry(
                 "MNIST",

@@ -4,6 +4,7 @@ They are written a block of images at a time, so that a killed run goes on at th
 """
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,23 @@ from nnad.errors import ImageError, InputError
 from nnad.features import extract
 from nnad.files import replacing
 from nnad.progress import track
-from nnad.reproduce.data import digest
+from nnad.reproduce.keys import picture_key
 
 _BLOCK = 1000  # images
+
+
+def features_path(split: Split, backbone: Backbone, folder: Path, label: str) -> Path:
+    """The file of the features of a split, see `features_on_disk`; it need not be there."""
+    told = f"{backbone.fingerprint} {picture_key(split)}"
+    return folder / f"{label}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npy"
+
+
+def unread(split: Split, path: Path) -> list[str]:
+    """The images of a split that have no features in its file; none if there is no file."""
+    if not path.exists():
+        return []
+    missing = np.isnan(np.load(path, mmap_mode="r")[:, 0])
+    return [split.names[i] for i in np.flatnonzero(missing)]
 
 
 def features_on_disk(
@@ -37,11 +52,11 @@ def features_on_disk(
     """
     if not len(split):
         raise InputError(f"{label}: no images")
-    key = hashlib.sha256(f"{backbone.fingerprint} {digest(split)}".encode()).hexdigest()[:16]
-    path = folder / f"{label}-{key}.npy"
-    if path.exists():
+    path = features_path(split, backbone, folder, label)
+    with suppress(OSError, ValueError):  # there is none, or a damaged one
+        np.load(path, mmap_mode="r")
         return path
-    parts = folder / f"{label}-{key}"
+    parts = path.with_suffix("")
     parts.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(split), _BLOCK)
     todo = [start for start in starts if not (parts / f"{start:08}.npy").exists()]

@@ -15,7 +15,7 @@ from nnad.neighbors import Bank
 from nnad.operators import make_operator
 from nnad.protocols import plane_box, plane_points
 from nnad.reproduce.knnn import IN_PLANE
-from nnad.reproduce.run import Run
+from nnad.reproduce.settings import Run
 from nnad.reproduce.told import summary
 
 PANELS = {"3": (("moons", 60),), "8": (("moons", 200), ("circles", 200), ("swiss roll", 200))}

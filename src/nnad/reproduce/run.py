@@ -6,12 +6,11 @@ What cannot be had (a data set, a network, a system) leaves its entries empty an
 """
 
 import hashlib
-import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,97 +18,21 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nnad.backbones import Backbone, load_backbone
-from nnad.cores import usable_cores
 from nnad.datasets import Dataset
 from nnad.errors import InputError, NnadError
-from nnad.files import replacing
-from nnad.progress import track
 from nnad.protocols import SHAPES
-from nnad.reproduce.compute import (
-    Computed,
-    Job,
-    Labels,
-    compute,
-    compute_in_worker,
-    start_worker,
-    task_of,
-)
-from nnad.reproduce.data import digest, find_data, load_data
-from nnad.reproduce.features import features_on_disk
-from nnad.reproduce.statistics import Scored
+from nnad.reproduce.compute import Computed, Job, Labels, compute, task_of
+from nnad.reproduce.data import find_data, layout, load_data
+from nnad.reproduce.features import features_on_disk, features_path, unread
+from nnad.reproduce.keys import cell_key, data_key, learner_key
+from nnad.reproduce.settings import Run, Settings
 from nnad.reproduce.store import Store
-from nnad.reproduce.tables import (
-    FEATURES,
-    Cell,
-    Entry,
-    System,
-    Table,
-    full_name,
-    with_backbones,
-    with_operators,
-)
-from nnad.reproduce.trained import ADAPTED, BASELINES, adapted_backbone, baseline_features
+from nnad.reproduce.tables import ADAPTED, BASELINES, FEATURES, Cell, Entry, System, Table
+from nnad.reproduce.trained import adapted_backbone, baseline_features
+from nnad.reproduce.workers import computed
 
-SYSTEMS = (FEATURES, *ADAPTED, *BASELINES)
+_TELL_SECONDS = 30.0
 Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a table is to be run.
-
-    Attributes:
-        out: the folder of results, shared by all tables.
-        root: the folder that holds the data sets; or none, if `given` names all.
-        given: data set -> where it is.
-        backbones: networks instead of the paper's: names, or `Backbone` objects.
-        weights: of torchvision's and timm's networks, see `load_backbone`.
-        transform: of the features instead of the paper's.
-        also: operators as further columns.
-        also_transform: of the features for those.
-        systems: which are computed; of others the paper's numbers are told.
-        preset: of systems that learn, `paper` or `small`.
-        workers: processes; one for each core by default.
-        progress: show bars on a terminal.
-    """
-
-    out: Path
-    root: Path | None = None
-    given: Mapping[str, Path] = field(default_factory=dict)
-    backbones: Sequence[str | Backbone] = ()
-    weights: str | None = None
-    transform: str | None = None
-    also: Sequence[str] = ()
-    also_transform: str = "auto"
-    systems: Sequence[str] = (FEATURES,)
-    preset: str = "paper"
-    workers: int | None = None
-    progress: bool = False
-
-
-@dataclass
-class Run:
-    """What came of a run.
-
-    Attributes:
-        table: as it was run.
-        declared: as the paper has it.
-        scored: the cells of each entry, in its order; empty if one is missing.
-        layouts: of the data sets.
-        problems: what could not be had, and why.
-        computed, known: cells computed now, and before.
-        shown: the test features (U, D) that a figure shows, by row and column; and labels (U,).
-    """
-
-    table: Table
-    declared: Table
-    scored: list[list[tuple[Cell, Scored]]] = field(default_factory=list)
-    layouts: dict[str, str] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    computed: int = 0
-    known: int = 0
-    shown: dict[tuple[str, str], NDArray[np.float32]] = field(default_factory=dict)
-    labels: NDArray[np.int64] | None = None
 
 
 def run(table: Table, settings: Settings, notify: Notify = lambda _: None) -> Run:
@@ -123,31 +46,13 @@ def run(table: Table, settings: Settings, notify: Notify = lambda _: None) -> Ru
     Raises:
         InputError: an argument is wrong, or another command works in the same folder.
     """
-    result = Run(_chosen(table, settings), table)
+    result = Run(settings.applied(table), table)
     settings.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.out / ".lock", timeout=0):
             return _Runner(result, settings, notify).run()
     except Timeout:
         raise InputError(f"{settings.out}: another nnad reproduce works in it") from None
-
-
-def _chosen(table: Table, settings: Settings) -> Table:
-    """The table with the networks, transform and operators that were asked for."""
-    for name in settings.systems:
-        if name not in SYSTEMS:
-            raise InputError(f"system={name!r}; choose one of {', '.join(SYSTEMS)}, all")
-    names = [full_name(b) if isinstance(b, str) else b.name for b in settings.backbones]
-    table = with_backbones(table, names)
-    if settings.transform:
-        entries = [
-            replace(e, system=replace(e.system, transform=settings.transform))
-            if e.system.backbone
-            else e
-            for e in table.entries
-        ]
-        table = replace(table, entries=tuple(entries))
-    return with_operators(table, settings.also, settings.also_transform)
 
 
 class _Runner:
@@ -165,8 +70,8 @@ class _Runner:
         self.files: dict[tuple[str, str], tuple[Path, Path]] = {}
 
     def run(self) -> Run:
-        table, settings = self.result.table, self.settings
-        asked = [entry for entry in table.entries if entry.system.name in settings.systems]
+        table, result = self.result.table, self.result
+        asked = [entry for entry in table.entries if entry.system.name in self.settings.systems]
         for data in dict.fromkeys(entry.data for entry in asked if entry.data not in SHAPES):
             self._attempt(data, self._load_data, data)
         cells = {id(entry): self._cells(entry) for entry in asked}
@@ -174,29 +79,75 @@ class _Runner:
             self._key(cell): cell for found in cells.values() for cell in found if self._ready(cell)
         }
         missing = {key: cell for key, cell in keys.items() if self.store.scored(key) is None}
-        self.result.known, self.result.computed = len(keys) - len(missing), 0
+        result.known = len(keys) - len(missing)
         self.notify(f"{table.title}: {len(keys)} cells, {len(missing)} to compute")
-        jobs = [job for key, cell in missing.items() if (job := self._prepared(key, cell))]
-        for computed in self._computed(jobs):
-            cell = missing[computed.key]
-            if computed.scored is None:
-                self.result.problems[f"{cell.data} {cell.label}".strip()] = computed.error
+        for one in self._told(self._computed(missing), len(missing)):
+            cell = missing[one.key]
+            if one.scored is None:
+                result.problems[f"{cell.data} {cell.label}".strip()] = one.error
                 continue
             files = self.digests.get(cell.data, "")
-            self.store.add(cell, computed, files, self._network_key(cell.system))
-            self.result.computed += 1
+            self.store.add(cell, one, files, self._network_key(cell.system))
+            result.computed += 1
         for entry in table.entries:
             found = [
                 (cell, self.store.scored(self._key(cell)) if self._ready(cell) else None)
                 for cell in cells.get(id(entry), [])
             ]
             whole = [(cell, scored) for cell, scored in found if scored is not None]
-            self.result.scored.append(whole if len(whole) == len(found) else [])
+            result.scored.append(whole if len(whole) == len(found) else [])
+        self._tell_unread()
+        told = {self._key(cell) for found in result.scored for cell, _ in found}
+        result.commits = self.store.commits(told)
+        for (name, pooling), network in self.networks.items():
+            result.networks[" ".join(filter(None, (name, pooling)))] = network.fingerprint[:8]
         if table.shows_features:
-            for entry, whole in zip(table.entries, self.result.scored, strict=True):
+            for entry, whole in zip(table.entries, result.scored, strict=True):
                 if whole:
                     self._attempt("picture", self._show, entry, whole[0][0])
-        return self.result
+        return result
+
+    def _computed(self, missing: dict[str, Cell]) -> Iterator[Computed]:
+        """Cells of features and baselines in parallel; then adapted networks, one by one."""
+        later = {key: cell for key, cell in missing.items() if cell.system.name in ADAPTED}
+        now = {key: cell for key, cell in missing.items() if key not in later}
+        jobs = [job for key, cell in now.items() if (job := self._prepared(key, cell))]
+        settings = self.settings
+        yield from computed(jobs, self.labels, workers=settings.workers, progress=settings.progress)
+        tasks: dict[tuple[str, ...], list[str]] = {}  # the cells that share a network
+        for key, cell in later.items():
+            system = cell.system
+            tasks.setdefault((cell.task(), system.name, str(system.backbone)), []).append(key)
+        for number, sharing in enumerate(tasks.values(), 1):
+            cell = later[sharing[0]]
+            self.notify(f"{cell.system.name} {number} of {len(tasks)}: {cell.data} {cell.label}")
+            jobs = [job for key in sharing if (job := self._prepared(key, later[key]))]
+            for job in jobs:
+                yield compute(job, self.labels)
+            for path in {p for job in jobs for p in (job.train, job.test) if p}:
+                path.unlink(missing_ok=True)  # they are of this task alone
+
+    def _told(self, done: Iterable[Computed], total: int) -> Iterator[Computed]:
+        """The same; without a terminal, which has a bar, a line every half minute."""
+        start = last = time.monotonic()
+        for number, one in enumerate(done, 1):
+            yield one
+            now = time.monotonic()
+            if now - last > _TELL_SECONDS and not sys.stderr.isatty():
+                left = (now - start) / number * (total - number) / 60
+                self.notify(f"{number} of {total} cells, about {left:.0f} minutes to go")
+                last = now
+
+    def _tell_unread(self) -> None:
+        """Say which pictures could not be read, whenever they were embedded."""
+        folder = self.settings.out / "features"
+        for (name, data), network in product(self.data.items(), self.networks.values()):
+            for part, split in (("train", data.train), ("test", data.test)):
+                path = features_path(split, network, folder, f"{name}-{part}")
+                if names := unread(split, path):
+                    few = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+                    told = f"{len(names)} of {len(split)} images, which cannot be read: {few}"
+                    self.result.problems[f"{name}-{part}"] = told
 
     def _show(self, entry: Entry, cell: Cell) -> None:
         """Get the test features of a cell for the figure."""
@@ -223,11 +174,8 @@ class _Runner:
         data = load_data(name, place)
         self.data[name], self.places[name] = data, place
         self.labels[name] = Labels(data.train.labels, data.test.labels, data.classes, data.good)
-        both = digest(data.train) + digest(data.test)
-        self.digests[name] = hashlib.sha256(both.encode()).hexdigest()
-        told = f"{len(data.train):,} images to train, {len(data.test):,} to test"
-        layout = data.layout.replace(f" in {place}", "")
-        self.result.layouts[name] = f"{layout}, {told}"
+        self.digests[name] = data_key(data, place)
+        self.result.layouts[name] = layout(name, data, place)
 
     def _cells(self, entry: Entry) -> list[Cell]:
         if entry.data in SHAPES:
@@ -262,16 +210,13 @@ class _Runner:
     def _network_key(self, system: System) -> str:
         """What else the scores of a system depend on, in hex."""
         if system.name != FEATURES:
-            told = f"{system.backbone} {self.settings.weights} {self.settings.preset}"
-            return hashlib.sha256(told.encode()).hexdigest()
+            return learner_key(system, self.settings.weights, self.settings.preset)
         if system.backbone is None:
             return ""
         return self.networks[system.backbone, system.pooling].fingerprint
 
     def _key(self, cell: Cell) -> str:
-        told = json.dumps(asdict(cell), sort_keys=True)
-        salt = f"{self.digests.get(cell.data, '')} {self._network_key(cell.system)}"
-        return hashlib.sha256(f"{salt} {told}".encode()).hexdigest()[:16]
+        return cell_key(cell, self.digests.get(cell.data, ""), self._network_key(cell.system))
 
     def _prepared(self, key: str, cell: Cell) -> Job | None:
         """The job of a cell, its features on disk; None if that failed."""
@@ -328,34 +273,3 @@ class _Runner:
         )
         train, test = self._features(own, network, f"{cell.data}-{system.name}")
         return job._replace(train=train, test=test, of_task=True)
-
-    def _computed(self, jobs: Sequence[Job]) -> Iterator[Computed]:
-        total = len(jobs)
-        workers = min(self.settings.workers or usable_cores(), total)
-        show = self.settings.progress
-        if workers <= 1:
-            done: Iterable[Computed] = (compute(job, self.labels) for job in jobs)
-            yield from track(done, total, "cells", show=show, unit="cells")
-            return
-        context = multiprocessing.get_context("spawn")
-        threads = max(usable_cores() // workers, 1)
-        pool = ProcessPoolExecutor(
-            workers, context, initializer=start_worker, initargs=(self.labels, threads)
-        )
-        try:
-            futures = [pool.submit(compute_in_worker, job) for job in jobs]
-            done = (future.result() for future in as_completed(futures))
-            yield from track(done, total, "cells", show=show, unit="cells")
-        except BrokenProcessPool:
-            raise NnadError(
-                "a worker was killed, perhaps for want of memory: run the same command again, "
-                "with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def write(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())

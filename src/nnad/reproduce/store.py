@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import subprocess
+from collections.abc import Collection
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,9 @@ import numpy as np
 
 from nnad import __version__
 from nnad.errors import InputError
+from nnad.files import replacing
 from nnad.reproduce.compute import Computed
+from nnad.reproduce.keys import parameters
 from nnad.reproduce.statistics import Scored, auroc
 from nnad.reproduce.tables import Cell
 
@@ -56,7 +59,7 @@ class Store:
         self.path = folder / "cells.csv"
         self._scores = folder / "scores"
         self._scores.mkdir(parents=True, exist_ok=True)
-        self._keys: set[str] = set()
+        self._commits: dict[str, str] = {}  # of each key
         if self.path.exists():
             self._open()
         else:
@@ -75,11 +78,15 @@ class Store:
                 file.truncate(len(whole))
         if not rows:
             self._append(COLUMNS)
-        self._keys = {row[-1] for row in rows[1:]}
+        self._commits = {row[-1]: row[COLUMNS.index("commit")] for row in rows[1:]}
+
+    def commits(self, keys: Collection[str]) -> list[str]:
+        """Of the program that computed these cells."""
+        return sorted({self._commits[key] for key in keys})
 
     def scored(self, key: str) -> Scored | None:
         """The scores of a cell, if it was computed."""
-        if key not in self._keys:
+        if key not in self._commits:
             return None
         try:
             with np.load(self._scores / f"{key}.npz") as found:
@@ -103,9 +110,9 @@ class Store:
         np.savez(self._scores / f"{computed.key}.npz", **arrays)
         system = cell.system
         told = {"pooling": system.pooling, "clean": system.clean or None}
-        parameters = {
+        given = {
             **cell.options,
-            **system.arguments,
+            **parameters(system),
             **{name: value for name, value in told.items() if value is not None},
         }
         row = {
@@ -118,7 +125,7 @@ class Store:
             "network": network[:8],
             "transform": system.transform,
             "operator": system.operator or "",
-            "parameters": json.dumps(parameters),
+            "parameters": json.dumps(given),
             "auroc": f"{auroc(scored):.6f}",
             "seconds": f"{computed.seconds:.3f}",
             "memory_mb": f"{computed.memory_mb:.0f}",
@@ -126,8 +133,16 @@ class Store:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "key": computed.key,
         }
+        if computed.key in self._commits:  # its scores were damaged
+            self._drop(computed.key)
         self._append([row[name] for name in COLUMNS])
-        self._keys.add(computed.key)
+        self._commits[computed.key] = commit()
+
+    def _drop(self, key: str) -> None:
+        """Take the row of a cell away."""
+        rows = self.path.read_bytes().splitlines(keepends=True)
+        with replacing(self.path) as file:
+            file.write(b"".join(row for row in rows if not row.endswith(f",{key}\n".encode())))
 
     def _append(self, row: Any) -> None:
         text = io.StringIO(newline="")

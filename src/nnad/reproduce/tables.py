@@ -14,8 +14,12 @@ from typing import Any
 
 from nnad.errors import InputError
 
+_NETWORK = "{network}"
 OURS = ", ours"  # the end of the name of a column that is not the paper's
 FEATURES = "features"  # the system that is nothing but features and an operator
+ADAPTED = ("panda", "panda-ewc", "msad")  # features of a network that was adapted
+BASELINES = ("ocsvm", "deep-svdd", "geom", "goad", "mhrot")  # score pictures by themselves
+SYSTEMS = (FEATURES, *ADAPTED, *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Cell:
 
     Attributes:
         data: a name of `data.DATA`, or of `protocols.SHAPES`.
-        protocol: a name of `compute.PROTOCOLS`.
+        protocol: `one class`, `groups`, ...: see `compute.task_of`.
         label: the class or set that the protocol is about, or empty.
         options: of the protocol: everything that its task depends on but the data.
         system: what scores.
@@ -62,6 +66,11 @@ class Cell:
     def task(self) -> str:
         """What is learnt from and scored, as text that differs for different tasks."""
         return json.dumps([self.data, self.protocol, self.options], sort_keys=True)
+
+    def unit(self) -> str:
+        """What stands for itself in a test: the class, the sets, else the draw."""
+        names = ("number", "sets", "seed")
+        return next((f"{name} {self.options[name]}" for name in names if name in self.options), "")
 
 
 @dataclass(frozen=True)
@@ -113,13 +122,17 @@ class Table:
 
     Attributes:
         paper: `dn2` or `knnn`.
-        kind: `table` or `figure`.
-        number: as in the paper; of a section where numbers stand in its text alone.
+        kind: `table`, `figure`, or `section` where numbers stand in the text alone.
+        number: as in the paper.
         caption: what it shows, in our words.
         entries: in the order of the paper.
         percent: whether the paper prints percentages.
+        digits: that the paper prints after the point.
+        against: column -> the column that it is compared with.
+        main: the column that columns of ours are compared with; none if empty.
+        by_row: each row is compared by itself.
         networks: its rows are networks.
-        shows_features: it is a picture of the test features of its first entry.
+        shows_features: it is a picture of the test features of its entries.
         notes: what the paper leaves open, and what is done here.
     """
 
@@ -129,6 +142,10 @@ class Table:
     caption: str
     entries: tuple[Entry, ...]
     percent: bool = True
+    digits: int = 1
+    against: Mapping[str, str] = field(default_factory=dict)
+    main: str = ""
+    by_row: bool = False
     networks: bool = False
     shows_features: bool = False
     notes: str = ""
@@ -226,10 +243,23 @@ def with_backbones(table: Table, names: Sequence[str]) -> Table:
 def _networks_told(table: Table) -> Table:
     def told(entry: Entry) -> Entry:
         name = short_name(entry.system.backbone or "")
-        row, column = (text.replace("{network}", name) for text in (entry.row, entry.column))
+        row, column = (text.replace(_NETWORK, name) for text in (entry.row, entry.column))
         return replace(entry, row=row, column=column)
 
-    return replace(table, entries=tuple(told(entry) for entry in table.entries))
+    columns = {e.column: told(e).column for e in table.entries}
+    against = {columns.get(a, a): columns.get(b, b) for a, b in table.against.items()}
+    main = columns.get(table.main, table.main)
+    entries = tuple(told(entry) for entry in table.entries)
+    return replace(table, entries=entries, against=against, main=main)
+
+
+def with_transform(table: Table, name: str) -> Table:
+    """The same with another transform of all features."""
+    entries = tuple(
+        replace(e, system=replace(e.system, transform=name)) if e.system.backbone else e
+        for e in table.entries
+    )
+    return replace(table, entries=entries)
 
 
 def with_operators(table: Table, names: Sequence[str], transform: str) -> Table:
@@ -240,22 +270,53 @@ def with_operators(table: Table, names: Sequence[str], transform: str) -> Table:
         names: of operators, or of presets, which bring their own transform.
         transform: of the features for the others.
     """
+    return _with_columns(table, {name: _operator(name, transform) for name in names})
+
+
+def with_systems(table: Table, names: Sequence[str]) -> Table:
+    """The same with further columns: systems that learn, where the table has none of that name.
+
+    Adapted networks are scored by k-NN (k = 2) on features of length 1.
+    """
+    known = {entry.system.name for entry in table.entries}
+    knn = {"operator": "knn", "arguments": {"k": 2}, "transform": "l2"}
+    own: dict[str, Any] = {"operator": None, "arguments": {}, "transform": "raw", "backbone": None}
+    changes = {
+        name: {"name": name, **(knn if name in ADAPTED else own)}
+        for name in names
+        if name not in known
+    }
+    return _with_columns(table, changes, without=("plane", "groups"))
+
+
+def _with_columns(
+    table: Table, changes: Mapping[str, Mapping[str, Any]], without: Sequence[str] = ()
+) -> Table:
+    """The same with a column for each change of each row's first system of features.
+
+    Rows of some protocols are left `without`.
+    """
     entries = list(table.entries)
-    for name in names:
+    for name, change in changes.items():
         seen = set()
         for entry in table.entries:
-            if entry.system.name == FEATURES and entry.row not in seen:
-                seen.add(entry.row)
-                system = _with_operator(entry.system, name, transform)
-                entries.append(replace(entry, column=name + OURS, system=system, paper=None))
+            of_features = entry.system.name == FEATURES and entry.protocol not in without
+            if of_features and (entry.row, entry.data) not in seen:
+                seen.add((entry.row, entry.data))
+                system = replace(entry.system, **change)
+                column = name if table.kind != "figure" else f"{name}, {entry.column}"
+                entries.append(replace(entry, column=column + OURS, system=system, paper=None))
     return replace(table, entries=tuple(entries))
 
 
-def _with_operator(system: System, name: str, transform: str) -> System:
+def _operator(name: str, transform: str) -> dict[str, Any]:
+    """What `--also` changes in a system."""
+    from nnad.operators import make_operator
     from nnad.presets import PRESETS
 
     if name not in PRESETS or name == "auto":
-        return replace(system, operator=name, arguments={}, transform=transform)
+        make_operator(name)  # says if there is none
+        return {"operator": name, "arguments": {}, "transform": transform}
     arguments = dict(PRESETS[name])
     own = arguments.pop("transform", "raw")
-    return replace(system, operator=arguments.pop("operator"), arguments=arguments, transform=own)
+    return {"operator": arguments.pop("operator"), "arguments": arguments, "transform": own}

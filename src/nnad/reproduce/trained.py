@@ -16,8 +16,6 @@ from nnad.backbones import Backbone, load_backbone
 from nnad.errors import BackboneError
 from nnad.images import Source, collected_warnings
 
-ADAPTED = ("panda", "panda-ewc", "msad")
-BASELINES = ("ocsvm", "deep-svdd", "geom", "goad", "mhrot")
 _LEARNT = "learnt.safetensors"
 SMALL = ("cifar10", "cifar100", "mnist", "fashion-mnist")  # 32 x 32 pixels, others 224 x 224
 
