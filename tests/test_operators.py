@@ -66,6 +66,21 @@ def test_global_is_equation_3(p, ridge):
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ridge", [1e-9, 1.0])
+def test_global_is_a_mahalanobis_distance_with_fewer_rows_than_features(ridge):
+    points, queries = cloud(20, 50), cloud(9, 50, seed=1)
+    queries[0] = points[4]
+    covariance = np.cov(points.astype(np.float64), rowvar=False)
+    covariance += ridge * np.trace(covariance) / 50 * np.eye(50)
+    expected = []
+    for query in queries.astype(np.float64):
+        steps = query - points[np.argsort(np.square(points - query).sum(axis=1))[:3]]
+        expected.append((steps * np.linalg.solve(covariance, steps.T).T).sum(axis=1).mean())
+    fitted = Global(3, ridge=ridge).fit(Bank(points))
+    np.testing.assert_allclose(fitted.score(queries), expected, rtol=1e-6)
+    assert Global(1, ridge=ridge).fit(Bank(points)).score(queries)[0] == 0  # bit for bit
+
+
 @pytest.mark.parametrize("p", [1, 2])
 def test_local_is_equation_3_around_the_query(p):
     points, queries = cloud(80, 3), cloud(9, 3, seed=1)
@@ -146,7 +161,7 @@ def test_shrunk_lengths_equal_those_by_eigenvectors(dim, ridge):
     points = cloud(25, dim).astype(np.float64)
     steps = cloud(7, dim, seed=1).astype(np.float64)
     values, vectors = directions(points)
-    expected = normalized_length(steps, values[None], vectors[None], ridge, 2) * ridge
+    expected = normalized_length(steps, values, vectors, ridge, 2) * ridge
     np.testing.assert_allclose(shrunk_sq_lengths(points, steps, ridge), expected, rtol=1e-6)
 
 

@@ -19,6 +19,7 @@ from nnad.protocols import (
     plane_points,
     plane_task,
     sets_together,
+    with_holes,
 )
 
 TRAIN = [0, 1, 2, 0, 1, 2]
@@ -145,3 +146,13 @@ def test_points_in_a_plane(shape):
     assert high - low == pytest.approx(1.2 * np.ptp(made, axis=0))
     with pytest.raises(InputError, match="shape='ring'"):
         plane_points("ring", 3, 0.0, 0)
+
+
+def test_holes_in_a_curve():
+    line = np.column_stack([np.arange(100.0), np.zeros(100)])
+    points = np.vstack([line[[20, 70]], np.delete(line, [20, 70], axis=0)])
+    kept, hidden = with_holes(points, 2, 0.05)
+    expected = np.r_[18:23, 68:73]
+    assert sorted(hidden[:, 0]) == expected.tolist()
+    assert sorted(kept[:, 0]) == np.delete(np.arange(100), expected).tolist()
+    assert len(with_holes(points[:5], 1, 0.0)[1]) == 1

@@ -292,6 +292,21 @@ def plane_points(shape: str, count: int, noise: float, seed: int) -> Points:
     return np.asarray(np.random.default_rng(seed).permutation(made))
 
 
+def with_holes(points: Points, count: int = 3, share: float = 0.03) -> tuple[Points, Points]:
+    """Points of a curve with holes, and the points that were in them (k-NNN, Figure 3).
+
+    Args:
+        points: (N, 2).
+        count: holes, around the first of the points.
+        share: of the points, in each hole; at least one.
+    """
+    sq_dists = np.square(points[:count, None] - points).sum(axis=2)  # (count, N)
+    nearest = sq_dists.argsort(axis=1)[:, : max(round(share * len(points)), 1)]
+    is_kept = np.ones(len(points), bool)
+    is_kept[nearest] = False
+    return points[is_kept], points[~is_kept]
+
+
 def plane_box(points: Points) -> tuple[Points, Points]:
     """Lower and upper corner (2,) of the box around points (N, 2), a tenth wider on each side."""
     low, high = points.min(axis=0), points.max(axis=0)

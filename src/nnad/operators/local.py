@@ -100,6 +100,4 @@ class Local:
         if self.p == 2 and self._ridge > 0 and around.shape[1] > 1:
             return shrunk_sq_lengths(around, differences, self._ridge) / self._ridge
         values, vectors = directions(around)
-        return normalized_length(
-            differences, values[:, None], vectors[:, None], self._ridge, self.p
-        )
+        return normalized_length(differences, values, vectors, self._ridge, self.p)

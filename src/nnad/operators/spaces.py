@@ -80,25 +80,28 @@ def shrunk_sq_lengths(points: Array, steps: Array, ridge: float) -> Array:
 def normalized_length(
     differences: Array, values: Array, vectors: Array, ridge: float, p: int
 ) -> Array:
-    """sum_j (|d . v_j| / sqrt(e_j + ridge))^p of differences (..., D), the rest as one direction.
+    """sum_j (|d . v_j| / sqrt(e_j + ridge))^p of differences (..., k, D), the rest as one direction.
 
     k-NNN paper Eq. 3 with p = 1; p = 2 is the squared Mahalanobis distance.
 
     Args:
-        differences: (..., D).
-        values: (..., r), vectors: (..., r, D), as from `directions`.
+        differences: (..., k, D).
+        values: (..., r), vectors: (..., r, D), as from `directions`, of all k.
         ridge: added to every eigenvalue.
         p: 1 or 2.
+
+    Returns:
+        (..., k)
     """
-    along = np.einsum("...rd,...d->...r", vectors, differences)  # (..., r)
-    squares = np.square(differences).sum(axis=-1)  # (...)
+    along = differences @ np.swapaxes(vectors, -1, -2)  # (..., k, r)
+    squares = np.square(differences).sum(axis=-1)  # (..., k)
     outside = np.maximum(squares - np.square(along).sum(axis=-1), 0)
     outside[outside <= 1e-10 * squares] = 0  # rounding
     if ridge == 0 and (outside > 0).any():
         raise InputError("ridge=0; features leave the span of the bank: a ridge > 0 is needed")
     varies = values > 0
     weights = np.where(varies, 1 / np.sqrt(np.where(varies, values, 1) + ridge), 0)
-    inside = np.power(np.abs(along) * weights, p).sum(axis=-1)
+    inside = np.power(np.abs(along) * weights[..., None, :], p).sum(axis=-1)
     if ridge == 0:
         return np.asarray(inside)
     return np.asarray(inside + np.power(np.sqrt(outside / ridge), p))

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from nnad.errors import InputError
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
-from nnad.protocols import plane_box, plane_points
+from nnad.protocols import plane_box, plane_points, with_holes
 from nnad.reproduce.knnn import IN_PLANE
 from nnad.reproduce.settings import Run
 from nnad.reproduce.told import summary
 
-PANELS = {"3": (("moons", 60),), "8": (("moons", 200), ("circles", 200), ("swiss roll", 200))}
+PANELS = {"3": (("moons", 500),), "8": (("moons", 500), ("circles", 500), ("swiss roll", 500))}
 _DPI = 100
 _SIDE = 160  # scores along a side of a heat map
 _TSNE_IMAGES = 2000  # at most: of more, a picture shows nothing new and takes minutes
@@ -90,21 +90,32 @@ def heat_maps(
     panels: Sequence[tuple[str, int]],
     operators: Mapping[str, tuple[str, Mapping[str, Any]]] = IN_PLANE,
 ) -> None:
-    """Scores of every operator (columns) around points of a shape and number (rows)."""
+    """Scores of every operator (columns) around points of a shape and number (rows).
+
+    A place's colour is the share of the plane that scores lower: dark where little does, yellow
+    from 30 % on. So operators of any scale are compared at equal area. The curves have holes, see
+    `with_holes`; below each panel stands that share of the points that were in them (median).
+    """
+    from scipy.stats import percentileofscore, rankdata
+
     plt = _pyplot()
     picture = plt.figure(figsize=(3 * len(operators), 2.6 * len(panels)), layout="constrained")
     axes = picture.subplots(len(panels), len(operators), squeeze=False)
     for line, (shape, count) in zip(axes, panels, strict=True):
-        bank = plane_points(shape, count, 0.0, 0)
-        low, high = plane_box(bank)
+        points = plane_points(shape, count, 0.0, 0)
+        low, high = plane_box(points)
+        good, hidden = with_holes(points)
         x, y = np.meshgrid(*(np.linspace(*ends, _SIDE) for ends in zip(low, high, strict=True)))
         grid = np.column_stack([x.ravel(), y.ravel()])
         for axis, (title, (name, arguments)) in zip(line, operators.items(), strict=True):
-            fitted = make_operator(name, **arguments).fit(Bank(bank))
-            scores = fitted.score(grid).reshape(_SIDE, _SIDE)
-            axis.pcolormesh(x, y, np.log(scores + 1e-3 * scores.max()), rasterized=True)
-            axis.scatter(*bank.T, s=3, color="cyan", linewidths=0)
+            fitted = make_operator(name, **arguments).fit(Bank(good))
+            scores = fitted.score(grid)
+            ranks = rankdata(scores).reshape(_SIDE, _SIDE) / len(scores)
+            axis.pcolormesh(x, y, ranks, vmax=0.3, rasterized=True)
+            axis.scatter(*good.T, s=1, color="cyan", linewidths=0)
+            rank = np.median(percentileofscore(scores, fitted.score(hidden)))
             axis.set(xticks=[], yticks=[], title=f"{title}, {shape}")
+            axis.set_xlabel(f"in the holes: above {rank:.0f} % of the plane")
     _save(plt, picture, path)
 
 
