@@ -3,6 +3,7 @@
 They need matplotlib: pip install 'nnad[bench]'.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def curves(run: Run, path: Path) -> bool:
         axis.set(title=title, ylabel="image AUROC, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    picture.suptitle(f"{run.table.title}: {run.table.caption}")
+    title = f"{run.table.title}: {run.table.caption}"
+    picture.suptitle(textwrap.fill(title, 50 * len(panels)))
     _save(plt, picture, path)
     return True
 
