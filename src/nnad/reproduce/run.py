@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from nnad.backbones import Backbone, load_backbone
+from nnad.backbones import Backbone, check_device, load_backbone
 from nnad.cores import usable_cores
 from nnad.datasets import Dataset
 from nnad.errors import InputError, NnadError
@@ -70,6 +70,7 @@ class Settings:
         systems: which are computed; of others the paper's numbers are told.
         preset: of systems that learn, `paper` or `small`.
         workers: processes; one for each core by default.
+        device: of networks, `cpu`, `cuda` or `cuda:1`; what another one computed is taken as it is.
         progress: show bars on a terminal.
     """
 
@@ -84,6 +85,7 @@ class Settings:
     systems: Sequence[str] = (FEATURES,)
     preset: str = "paper"
     workers: int | None = None
+    device: str = "cpu"
     progress: bool = False
 
 
@@ -124,6 +126,7 @@ def run(table: Table, settings: Settings, notify: Notify = lambda _: None) -> Ru
         InputError: an argument is wrong, or another command works in the same folder.
     """
     result = Run(_chosen(table, settings), table)
+    check_device(settings.device)
     settings.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.out / ".lock", timeout=0):
@@ -204,7 +207,8 @@ class _Runner:
         features: NDArray[np.float32] | None
         if system.name in BASELINES:
             folder = self.settings.out / "learnt" / self._key(cell)
-            features = baseline_features(cell.data, data.test.sources, folder)
+            device = self.settings.device
+            features = baseline_features(cell.data, data.test.sources, folder, device=device)
         else:
             network = self.networks[system.backbone, system.pooling]
             features = np.load(self._whole_features(cell.data, network)[1], mmap_mode="r")
@@ -256,7 +260,7 @@ class _Runner:
         stages = {"torchvision": ("layer4",), "timm": ("norm",)}.get(kind) if pooling else None
         weights = self.settings.weights if kind in ("torchvision", "timm") else None
         self.networks[name, pooling] = load_backbone(
-            name, stages=stages, pooling=pooling, weights=weights
+            name, stages=stages, pooling=pooling, weights=weights, device=self.settings.device
         )
 
     def _network_key(self, system: System) -> str:
@@ -276,7 +280,7 @@ class _Runner:
     def _prepared(self, key: str, cell: Cell) -> Job | None:
         """The job of a cell, its features on disk; None if that failed."""
         system, out = cell.system, self.settings.out
-        job = Job(cell, key, preset=self.settings.preset)
+        job = Job(cell, key, preset=self.settings.preset, device=self.settings.device)
         if cell.protocol == "plane":
             return job
         if system.name in BASELINES:
@@ -324,6 +328,7 @@ class _Runner:
             own.train.sources,
             self.settings.out / "adapted" / f"{name}.onnx",
             preset=self.settings.preset,
+            device=self.settings.device,
             progress=self.settings.progress,
         )
         train, test = self._features(own, network, f"{cell.data}-{system.name}")
