@@ -346,8 +346,8 @@ def test_options_of_the_backbone_reach_the_model(good_folder, new_folder, tmp_pa
         (["score", model, new_folder, "--device", "gpu"], "choose cpu, cuda"),
         (["fit", good_folder, "--model", "n", "--region", "a,b"], "--region: four fractions"),
         (["fit", good_folder, "--model", "n", "--weights", "random"], "weights: goes with"),
-        (["fit", good_folder, "--model", "n", "--mode", "both", "--tile", 8], "'--tile': 8 is not"),
-        (["fit", good_folder, "--model", "n", "--patch-size", 8], "'--patch-size': 8 is not in"),
+        (["fit", good_folder, "--model", "n", "--mode", "both", "--tile", 8], "for '--tile': "),
+        (["fit", good_folder, "--model", "n", "--patch-size", 8], "for '--patch-size': "),
         (
             ["fit", good_folder, "--model", "n", "--mode", "patch", "--k", 3, "--flips", "both"],
             "--k, --flips: no meaning with --mode patch",
