@@ -5,7 +5,7 @@ A class has its own colour, with noise on it, so that classes can be told apart.
 
 import gzip
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,12 +147,12 @@ def wbc(folder: Path) -> None:
     (folder / "Class Labels of Dataset 1.csv").write_text("\n".join(lines) + "\n")
 
 
-def mvtec(folder: Path, sets: Iterable[str] = MVTEC) -> None:
-    """Fifteen sets, or some: five good images to train, two good and two odd to test."""
-    for label, name in enumerate(sets):
-        for i in range(5):
+def mvtec(folder: Path, good: int = 5, tested: int = 2) -> None:
+    """Fifteen sets: five good images to train, two good and two odd to test."""
+    for label, name in enumerate(MVTEC):
+        for i in range(good):
             save(folder / name / "train" / "good" / f"{i}.png", label, i)
-        for i in range(2):
+        for i in range(tested):
             save(folder / name / "test" / "good" / f"{i}.png", label, 50 + i)
             save(folder / name / "test" / "cut" / f"{i}.png", label + 100, i)
             save(folder / name / "ground_truth" / "cut" / f"{i}_mask.png", 0, 0)
