@@ -14,11 +14,12 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from nnad import BackboneError, CallableBackbone, InputError, load_backbone
-from nnad.bench import bench
+from nnad.bench import _patches_of, bench
 from nnad.choice import chosen_gain
 from nnad.datasets import load_dataset
 from nnad.evaluate import Estimate
 from nnad.labelled import check_masks, held_out, read_defect
+from nnad.tiles import Tiles
 
 NNAD = shutil.which("nnad", path=str(Path(sys.executable).parent))
 
@@ -168,7 +169,8 @@ def test_the_command(tree, tmp_path):
     done = subprocess.run(
         [
             *(NNAD, "bench", tree, "--operators", "knn"),
-            *("--modes", "image,patch,both", "--json", tmp_path / "b.json"),
+            *("--modes", "both,patch,image", "--json", tmp_path / "b.json"),
+            *("--patch-size", "128", "--tile", "64", "--geometry", "letterbox"),
         ],
         capture_output=True,
         text=True,
@@ -177,7 +179,21 @@ def test_the_command(tree, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "broken.png" in done.stderr
     report = json.loads((tmp_path / "b.json").read_text())[0]
-    assert [row["candidate"]["mode"] for row in report["rows"]] == ["image", "patch", "both"]
+    assert [row["candidate"]["mode"] for row in report["rows"]] == ["both", "patch", "image"]
     assert report["rows"][1]["pixels"][0] > 0.8  # AUROC of pixels
-    assert report["rows"][0]["pixels"] is None
-    assert "nnad fit GOOD --model M --backbone efficientnet-lite0 --mode" in done.stdout
+    assert report["rows"][2]["pixels"] is None
+    fit = "nnad fit GOOD --model M --backbone efficientnet-lite0 --mode both --operator knn"
+    assert f"{fit} --geometry letterbox --patch-size 128 --tile 64\n" in done.stdout
+    assert "--mode patch\n" in done.stdout
+    done = subprocess.run(
+        [NNAD, "bench", tree, "--modes", "image", "--tile", "64"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--patch-size and --tile go with --modes both or patch" in done.stderr
+
+
+def test_patches_as_asked_for():
+    patches = _patches_of(load_backbone(size=64, region=(0, 0, 0.5, 1)), 128, Tiles(64))
+    assert patches.tiles == Tiles(64)
+    assert patches.backbone.preprocessing.size == 128
+    assert patches.backbone.preprocessing.region == (0, 0, 0.5, 1)

@@ -33,7 +33,10 @@ def test_help_and_version():
     for command in ("fit", "score", "explain", "evaluate", "preflight", "info", "demo"):
         assert command in done.stdout
         assert nnad(command, "--help").returncode == 0
-    assert nnad("--version").stdout.startswith("nnad 0.")
+    told = nnad("--version").stdout
+    assert told.startswith("nnad 0.")
+    command = [sys.executable, "-m", "nnad", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == told
 
 
 def test_fit_score_info(good_folder, new_folder, tmp_path, detector):
@@ -343,6 +346,12 @@ def test_options_of_the_backbone_reach_the_model(good_folder, new_folder, tmp_pa
         (["score", model, new_folder, "--device", "gpu"], "choose cpu, cuda"),
         (["fit", good_folder, "--model", "n", "--region", "a,b"], "--region: four fractions"),
         (["fit", good_folder, "--model", "n", "--weights", "random"], "weights: goes with"),
+        (["fit", good_folder, "--model", "n", "--mode", "both", "--tile", 8], "for '--tile': "),
+        (["fit", good_folder, "--model", "n", "--patch-size", 8], "for '--patch-size': "),
+        (
+            ["fit", good_folder, "--model", "n", "--mode", "patch", "--k", 3, "--flips", "both"],
+            "--k, --flips: no meaning with --mode patch",
+        ),
     ):
         done = nnad(*options, cwd=tmp_path)
         assert done.returncode == 2

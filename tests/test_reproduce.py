@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny_sets import cifar10, make_all, save
+from tiny_sets import cifar10, make_all, run_twice, save, small
 
 from nnad import CallableBackbone, InputError
+from nnad.errors import BackboneError
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
 from nnad.reproduce import data as data_sets
@@ -42,23 +43,6 @@ def network(name="tiny") -> CallableBackbone:
     return CallableBackbone(tiny_network, name=name, size=32, geometry="whole")
 
 
-def small(table: Table) -> Table:
-    """The same entries, with one draw each, a few groups, and three flowers for all."""
-    entries = []
-    for entry in table.entries:
-        options, over = dict(entry.options), entry.over
-        if entry.protocol == "groups":
-            options |= {"n_train": 8, "n_test": 6}
-        if entry.protocol != "sets":
-            over = {name: values[:1] for name, values in over.items()}
-        if entry.protocol == "plane":
-            options["n_odd"] = 50
-        few = entry.classes == "all" and entry.data == "flowers"
-        classes = (0, 1, 2) if few else entry.classes
-        entries.append(replace(entry, options=options, over=over, classes=classes))
-    return replace(table, entries=tuple(entries))
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> Path:
     return make_all(tmp_path_factory.mktemp("sets"))
@@ -80,22 +64,17 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("table", all_tables(), ids=lambda table: table.name)
 def test_every_table_runs_on_tiny_data_sets(table, sets, out):
     settings = Settings(out, sets, backbones=[network()], workers=1)
-    found = run(small(table), settings)
-    for (entry, value), scored in zip(summary(found), found.scored, strict=True):
-        pooled = entry.system.pooling is not None  # a function cannot be pooled again
-        if entry.system.name == "features" and not pooled:
-            assert 0 <= value <= 1, (entry.row, entry.column, found.problems)
-            assert len({cell.task() for cell, _ in scored}) == len(scored)
-        else:
-            assert value is None
+
+    def has_number(entry: Entry) -> bool:  # a function cannot be pooled again
+        return entry.system.name == "features" and entry.system.pooling is None
+
+    found = run_twice(small(table), settings, has_number)
     text = markdown(found, "nnad reproduce")
     for entry in table.entries:
         if entry.paper is not None and not table.networks:
             assert f"{entry.paper:.{table.digits}f}" in text
     assert closing(found).endswith(table.title)
-    again = run(small(table), settings)
-    assert again.computed == 0
-    assert markdown(again, "nnad reproduce") == text
+    assert markdown(run(small(table), settings), "nnad reproduce") == text
     keys = [row["key"] for row in rows_of(out)]
     assert len(keys) == len(set(keys))
 
@@ -328,9 +307,10 @@ def test_what_is_missing_is_told_and_the_rest_is_computed(tmp_path, sets):
     assert values["DIOR", "DN2"] is None
     assert "holds no dior or DIOR" in found.problems["dior"]
     assert "Not computed: dior" in markdown(found, "x")
-    nothing = run(table, replace(settings, backbones=["onnx:none.onnx"]))
-    assert not any(nothing.scored)
-    assert any("none.onnx" in why for why in nothing.problems.values())
+    lite = replace(settings, backbones=["efficientnet-lite0"], device="cuda")
+    assert any("onnxruntime-gpu" in why for why in run(table, lite).problems.values())
+    with pytest.raises(BackboneError, match=r"none\.onnx"):
+        run(table, replace(settings, backbones=["onnx:none.onnx"]))
 
 
 def test_unreadable_images_are_left_out(tmp_path):
@@ -366,6 +346,8 @@ def test_wrong_arguments(tmp_path, sets):
         find_table("dn3", "table", "1")
     with pytest.raises(InputError, match="DN2, Table 1 takes one; it was given 2"):
         run(table, Settings(tmp_path, sets, backbones=["a", "b"]))
+    with pytest.raises(InputError, match="device='gpu'; choose cpu, cuda"):
+        run(table, Settings(tmp_path, sets, device="gpu"))
     with pytest.raises(InputError, match="system='gan'; choose one of features, panda"):
         run(table, Settings(tmp_path, sets, systems=["gan"]))
     (tmp_path / "cells.csv").write_text("a,b\n1,2\n")

@@ -5,6 +5,8 @@ A class has its own colour, with noise on it, so that classes can be told apart.
 
 import gzip
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from nnad.reproduce.knnn import MVTEC
+from nnad.reproduce.run import run
+from nnad.reproduce.settings import Run, Settings
+from nnad.reproduce.tables import Entry, Table
+from nnad.reproduce.told import summary
 
 
 def picture(label: int, seed: int, side: int = 16) -> np.ndarray:
@@ -142,12 +148,12 @@ def wbc(folder: Path) -> None:
     (folder / "Class Labels of Dataset 1.csv").write_text("\n".join(lines) + "\n")
 
 
-def mvtec(folder: Path) -> None:
+def mvtec(folder: Path, good: int = 5, tested: int = 2) -> None:
     """Fifteen sets: five good images to train, two good and two odd to test."""
     for label, name in enumerate(MVTEC):
-        for i in range(5):
+        for i in range(good):
             save(folder / name / "train" / "good" / f"{i}.png", label, i)
-        for i in range(2):
+        for i in range(tested):
             save(folder / name / "test" / "good" / f"{i}.png", label, 50 + i)
             save(folder / name / "test" / "cut" / f"{i}.png", label + 100, i)
             save(folder / name / "ground_truth" / "cut" / f"{i}_mask.png", 0, 0)
@@ -166,3 +172,34 @@ def make_all(root: Path) -> Path:
     wbc(root / "wbc")
     mvtec(root / "mvtec")
     return root
+
+
+def small(table: Table) -> Table:
+    """The same entries, with one draw each, a few groups, and three flowers for all."""
+    entries = []
+    for entry in table.entries:
+        options, over = dict(entry.options), entry.over
+        if entry.protocol == "groups":
+            options |= {"n_train": 8, "n_test": 6}
+        if entry.protocol != "sets":
+            over = {name: values[:1] for name, values in over.items()}
+        if entry.protocol == "plane":
+            options["n_odd"] = 50
+        few = entry.classes == "all" and entry.data == "flowers"
+        classes = (0, 1, 2) if few else entry.classes
+        entries.append(replace(entry, options=options, over=over, classes=classes))
+    return replace(table, entries=tuple(entries))
+
+
+def run_twice(table: Table, settings: Settings, has_number: Callable[[Entry], bool]) -> Run:
+    """Run it: these entries have a number, of different cells, others none; then all is there."""
+    found = run(table, settings)
+    for (entry, value), scored in zip(summary(found), found.scored, strict=True):
+        if has_number(entry):
+            assert value is not None, (entry.row, entry.column, found.problems)
+            assert 0 <= value <= 1
+            assert len({cell.task() for cell, _ in scored}) == len(scored)
+        else:
+            assert value is None
+    assert run(table, settings).computed == 0
+    return found

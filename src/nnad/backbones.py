@@ -164,20 +164,28 @@ def check_device(device: str) -> str:
     return device
 
 
+def provider_of(device: str) -> str:
+    """What ONNX Runtime calls a device; a `BackboneError` if it is not built for it."""
+    import onnxruntime
+
+    if device == "cpu":
+        return "CPUExecutionProvider"
+    provider = "CUDAExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise BackboneError(
+            f"device={device!r}: this onnxruntime is built for the CPU; for an NVIDIA GPU: "
+            f"pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return provider
+
+
 def start_session(onnx: bytes, name: str, device: str = "cpu") -> Any:
     """An ONNX Runtime session of one thread on that device, or a `BackboneError`."""
     import onnxruntime
 
-    provider: Any = "CPUExecutionProvider"
-    if device != "cpu":
-        provider = "CUDAExecutionProvider"
-        if provider not in onnxruntime.get_available_providers():
-            raise BackboneError(
-                f"device={device!r}: this onnxruntime is built for the CPU; for an NVIDIA GPU: "
-                f"pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-            )
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA from pip packages, such as torch's
+    provider = provider_of(device)
+    if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA from pip packages, such as torch's
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -22,10 +22,11 @@ from nnad.datasets import Dataset
 from nnad.errors import BackboneError, InputError
 from nnad.evaluate import Estimate, auroc
 from nnad.labelled import LEAST, check_masks, grey_scores, held_out
-from nnad.located import Patches
+from nnad.located import SIZE, Patches, maps_of
 from nnad.operators import NAMES
 from nnad.operators.arguments import check_choice
 from nnad.results import Result
+from nnad.tiles import Tiles
 
 OPERATORS = ("auto", "knn", "knnn", "global", "hull")
 _NEAR = 0.05  # AUROC below the best at which grey levels are as good as it
@@ -79,6 +80,8 @@ def bench(
     *,
     modes: Sequence[str] = ("image", "both"),
     operators: Sequence[str] = OPERATORS,
+    patch_size: int = SIZE,
+    tiles: Tiles | None = None,
     false_alarms: float | None = None,
     workers: int | None = None,
     progress: bool = False,
@@ -92,6 +95,8 @@ def bench(
         modes: `image`, `patch`, `both`; the default's is the first. Patches need a
             network that gives maps, see `nnad.located.maps_of`.
         operators: names for `make_operator`; the default's is the first.
+        patch_size: side of the networks' input for patches, in pixels.
+        tiles: cut images into tiles for patches, see `nnad.tiles.Tiles`; else the whole frame.
         false_alarms: the budget; by default 1 %, or what the good images support.
         workers: threads.
         progress: show bars on a terminal.
@@ -114,7 +119,7 @@ def bench(
     train, test = dataset.good_train(), dataset.test
     unfitted: list[Patches | None] = [None] * len(backbones)
     if set(modes) - {"image"}:
-        unfitted = [_patches_of(backbone) for backbone in backbones]
+        unfitted = [_patches_of(backbone, patch_size, tiles) for backbone in backbones]
         check_masks(test)
     tested: list[Tested] = []
     odd: NDArray[np.bool_] = np.empty(0, dtype=bool)
@@ -145,9 +150,9 @@ def bench(
     )
 
 
-def _patches_of(backbone: Backbone) -> Patches:
+def _patches_of(backbone: Backbone, size: int, tiles: Tiles | None) -> Patches:
     try:
-        return Patches().with_backbone_of(backbone)
+        return Patches(maps_of(backbone, size), tiles=tiles)
     except BackboneError:
         raise BackboneError(
             f"{backbone.name}: nnad knows no maps of this network, which patches need; compare it "

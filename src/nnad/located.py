@@ -264,13 +264,18 @@ def patch_backbone(
     return load_backbone(name, size=size, stages=stages, pooling="map", **arguments)
 
 
-def maps_of(network: Backbone | Run | str | os.PathLike[str]) -> Backbone:
-    """Maps of the network that a detector has for features; with its region and mask."""
+def maps_of(network: Backbone | Run | str | os.PathLike[str], size: int = SIZE) -> Backbone:
+    """Maps of the network that a detector has for features; with its region and mask.
+
+    Args:
+        network: see `Detector`.
+        size: see `patch_backbone`.
+    """
     if isinstance(network, str | os.PathLike):
-        return patch_backbone(os.fspath(network))
+        return patch_backbone(os.fspath(network), size=size)
     if not isinstance(network, Backbone) or network.name not in VARIANTS:
         raise BackboneError("patches: pass the network again, as Patches(patch_backbone(...))")
-    maps = patch_backbone(network.name, device=network.device)
+    maps = patch_backbone(network.name, size=size, device=network.device)
     own = network.preprocessing
     maps.preprocessing = maps.preprocessing.changed(
         region=own.region, mask=own.mask or None, interpolation=own.interpolation

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from nnad.errors import InputError, TrainingError, first_line
+from nnad.backbones import check_device
+from nnad.errors import BackboneError, InputError, TrainingError, first_line
 from nnad.files import replacing
 from nnad.progress import track
 
@@ -125,6 +126,22 @@ def train(
                 saved = time.monotonic()
     model.eval()
     return np.array(losses)
+
+
+def torch_device(device: str) -> torch.device:
+    """The device `cpu`, `cuda` or `cuda:N` of torch.
+
+    Raises:
+        InputError: not such a name.
+        BackboneError: torch has no such GPU.
+    """
+    found = torch.device(check_device(device))
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise BackboneError(
+            f"device={device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
+            f"it needs an NVIDIA GPU, its driver and a CUDA build of torch"
+        )
+    return found
 
 
 def digest(*arrays: NDArray[Any]) -> str:

@@ -412,6 +412,8 @@ main()
         ({"out": Path("net.pt")}, r"net\.pt: an adapted network is an ONNX file"),
         ({"out": Path("nowhere/net.onnx")}, "not a place where a file can be written"),
         ({"epochs": 0}, "epochs=0"),
+        ({"device": "gpu"}, "device='gpu'; choose cpu, cuda"),
+        ({"device": "cuda:99"}, r"device='cuda:99': torch .* sees \d+ GPUs; it needs"),
         ({"images": []}, "too few good images: 0 images"),
         ({"images": [b"no picture"]}, r"too few good images: 0 images can be read; image\[0\]"),
     ],
@@ -421,6 +423,24 @@ def test_what_adapt_refuses(changes, message, good, tmp_path, monkeypatch):
     arguments = {"images": good, "out": Path("net.onnx"), "network": tiny()} | changes
     with pytest.raises((BackboneError, InputError), match=message):
         adapt(arguments.pop("images"), arguments.pop("out"), **arguments)
+
+
+@pytest.mark.parametrize("fisher", [None, "given"])
+def test_another_device_gets_all_that_meets_there(pixels, fisher):
+    """torch's `meta`, which has shapes alone, stands for a GPU: it refuses what is on the CPU."""
+    network = tiny()
+    fisher = fisher and {n: torch.ones_like(w) for n, w in ewc.trained_weights(network).items()}
+    assert network.device.type == "cpu"
+    network.module.to("meta")
+    features = network.tail(network.stem(network.normalised(pixels[:4])))
+    parts = [
+        compactness(features, features[0], unit=True),
+        mean_shifted_contrastive(functional.normalize(features), features[0]),
+        ewc.Penalty(network, fisher)(),
+    ]
+    assert {part.device.type for part in parts} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):
+        compactness(features, torch.zeros(24))
 
 
 def test_what_is_no_network_to_adapt():

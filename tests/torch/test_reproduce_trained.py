@@ -72,5 +72,16 @@ def test_baselines(settings, system):
     np.testing.assert_array_equal(same.scores, scored.scores)  # learnt before, only scored
 
 
+@pytest.mark.parametrize("system", ["panda", "geom"])
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_trained(settings, system):
+    paper, number = ("knnn", "2") if system == "panda" else ("dn2", "1")
+    settings = replace(settings, systems=[system], device="cuda:99")
+    table = find_table(paper, "table", number)
+    found = run(replace(table, entries=table.entries[:6]), settings)
+    assert not any(found.scored)
+    assert any("device='cuda:99'" in why for why in found.problems.values()), found.problems
+    assert not list(settings.out.rglob("*.onnx"))
+
+
 def find_column(table: Table, system: str) -> str:
     return next(entry.column for entry in table.entries if entry.system.name == system)

@@ -21,7 +21,7 @@ from nnad.baselines.geometric import FAMILY_36, FAMILY_72, Transform, apply, app
 from nnad.baselines.goad import GOAD, centre_triplet, sq_distances
 from nnad.baselines.mhrot import MHRot
 from nnad.baselines.networks import ResNet18, WideResNet
-from nnad.errors import InputError, ModelError, TrainingError
+from nnad.errors import BackboneError, InputError, ModelError, TrainingError
 from nnad.training import train
 
 torch.set_num_threads(1)
@@ -239,6 +239,18 @@ def test_a_fit_that_failed_is_no_fit():
 
 
 # --- transforms ---
+
+
+def test_a_gpu_that_is_not_there_is_an_error(fitted_once, tmp_path):
+    with pytest.raises(InputError, match="device='gpu'; choose cpu, cuda"):
+        make_baseline("geom", device="gpu")
+    for name in NAMES:
+        fitted = make_baseline(name, "small", device="cuda:99", **TINY[name])
+        with pytest.raises(BackboneError, match=r"device='cuda:99': torch .* sees \d+ GPUs"):
+            fitted.fit(GOOD, progress=False)
+    fitted_once("geom").save(tmp_path / "geom.safetensors")
+    with pytest.raises(BackboneError, match="device='cuda:99'"):
+        load_baseline(tmp_path / "geom.safetensors", device="cuda:99")
 
 
 def test_the_families():

@@ -18,7 +18,7 @@ from nnad.efficientnet import VARIANTS
 from nnad.errors import InputError, counted
 from nnad.images import Source
 from nnad.results import Result
-from nnad.training import digest
+from nnad.training import digest, torch_device
 
 # what moves the embedded networks, chosen in benchmarks/panda.py; others take the paper's
 EMBEDDED: dict[str, Any] = {"lr": 0.1, "clip_norm": 0.3, "unit": True}
@@ -63,6 +63,7 @@ def adapt(
     seed: int = 0,
     checkpoint: Path | None = None,
     overwrite: bool = False,
+    device: str = "cpu",
     progress: bool = False,
 ) -> Adapted:
     """Adapt a network to good images and save it as an ONNX file with its sidecar.
@@ -85,6 +86,8 @@ def adapt(
         seed: equal ones give equal weights, on the same machine with as many threads.
         checkpoint: `FILE.onnx.checkpoint` by default.
         overwrite: replace the file that is there.
+        device: of torch, `cpu`, `cuda` or `cuda:1`; a checkpoint of one goes on on another, to
+            weights that are rounded otherwise.
         progress: show bars on a terminal.
 
     Raises:
@@ -99,6 +102,7 @@ def adapt(
     if method == "msad" and unit is not None:
         raise InputError("unit: MSAD compares directions anyway; it goes with panda")
     check_output(out, overwrite=overwrite)
+    place = torch_device(device)
     network = network or load_network()
     checkpoint = checkpoint or Path(f"{out}.checkpoint")
     pictures = read_pictures(images, network.preprocessing, progress=progress)
@@ -122,6 +126,7 @@ def adapt(
             "settings": given,
         },
     }
+    network.module.to(place)
     told = f"by {method}, {counted(epochs, 'epoch')} on {counted(len(pictures.names), 'image')}"
     if method == "msad":
         losses = adapt_msad(network, pictures.pixels, **settings)
@@ -135,6 +140,7 @@ def adapt(
             told += f" ({ewc.UNIFORM})" if diagonal is None else ""
         losses = adapt_panda(network, outputs, penalty=penalty, **settings)
     told = f"{network.name} from {network.train_from} on, {told}, seed {seed}"
+    network.module.cpu()
     save_network(network, out, told)
     checkpoint.unlink(missing_ok=True)
     losses = losses.reshape(epochs, -1)

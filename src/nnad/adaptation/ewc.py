@@ -46,7 +46,10 @@ class Penalty:
         self._weights = trained_weights(network)
         self._start = {name: w.detach().clone() for name, w in self._weights.items()}
         uniform = torch.tensor(UNIFORM_FISHER)
-        self._fisher = {n: uniform if fisher is None else fisher[n] for n in self._weights}
+        self._fisher = {
+            n: (uniform if fisher is None else fisher[n]).to(w.device)
+            for n, w in self._weights.items()
+        }
         self._strength = strength
 
     def __call__(self) -> Tensor:
@@ -90,19 +93,20 @@ def estimate_fisher(
     if not len(outputs):
         raise InputError("fisher: no images")
     tail, weights = network.tail, trained_weights(network)
-    kernel, bias = network.classifier
+    kernel, bias = (each.to(network.device) for each in network.classifier)
     drawn = torch.Generator().manual_seed(seed)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for i, maps in enumerate(outputs):
-        logits = functional.linear(tail(torch.tensor(maps[None])), kernel, bias)[0]  # (K,)
+        inputs = torch.tensor(maps[None], device=network.device)
+        logits = functional.linear(tail(inputs), kernel, bias)[0]  # (K,)
         if labels is None:
-            label = int(torch.multinomial(logits.detach().softmax(0), 1, generator=drawn))
+            label = int(torch.multinomial(logits.detach().cpu().softmax(0), 1, generator=drawn))
         else:
             label = int(labels[i])
         slopes = torch.autograd.grad(logits.log_softmax(0)[label], list(weights.values()))
         for sum_of_squares, slope in zip(total.values(), slopes, strict=True):
             sum_of_squares += slope**2
-    return {name: value / len(outputs) for name, value in total.items()}
+    return {name: value.cpu() / len(outputs) for name, value in total.items()}
 
 
 def write_fisher(path: Path, fisher: Fisher) -> None:

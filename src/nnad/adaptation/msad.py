@@ -108,7 +108,7 @@ def mean_shifted_contrastive(
     shifted = functional.normalize(units - centre)  # (2B, D)
     cosines = shifted @ shifted.T / temperature
     cosines.fill_diagonal_(-torch.inf)  # a view is not compared with itself
-    other = torch.arange(len(units)).roll(len(units) // 2)
+    other = torch.arange(len(units), device=units.device).roll(len(units) // 2)
     return functional.cross_entropy(cosines, other)
 
 

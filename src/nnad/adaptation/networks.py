@@ -60,6 +60,11 @@ class Network:
             raise InputError(f"train_from={self.train_from!r}: leaves nothing to train")
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are: on the CPU, until its module is moved."""
+        return next(self.module.parameters()).device
+
+    @property
     def last_frozen(self) -> str:
         """The piece before the first that is trained."""
         names = list(self.pieces)
@@ -82,8 +87,8 @@ class Network:
                 yield piece
 
     def normalised(self, pixels: NDArray[Any]) -> Tensor:
-        """(B, h, w, 3) uint8 -> (B, 3, h, w)."""
-        return normalised(pixels, self.preprocessing)
+        """(B, h, w, 3) uint8 -> (B, 3, h, w), on its device."""
+        return normalised(pixels, self.preprocessing).to(self.device)
 
 
 def load_network(

@@ -63,12 +63,12 @@ def adapt_panda(
     Raises:
         TrainingError: see `nnad.training.train`.
     """
-    tail = network.tail
-    first = torch.from_numpy(tail_features(network, outputs))
+    tail, device = network.tail, network.device
+    first = torch.from_numpy(tail_features(network, outputs)).to(device)
     centre = (functional.normalize(first) if unit else first).mean(dim=0)  # (D,)
 
     def loss(rows: Tensor) -> Tensor:
-        features = tail(torch.from_numpy(outputs[rows.numpy()]))  # (B, D)
+        features = tail(torch.from_numpy(outputs[rows.numpy()]).to(device))  # (B, D)
         value = compactness(features, centre, unit=unit)
         return value if penalty is None else value + penalty()
 

@@ -101,7 +101,7 @@ def _stem(network: Network) -> Callable[[Any, str], NDArray[np.float32]]:
 
     def run(pixels: NDArray[np.uint8], _: str) -> NDArray[np.float32]:
         with torch.no_grad():
-            return np.asarray(stem(network.normalised(pixels[None]))[0])
+            return np.asarray(stem(network.normalised(pixels[None]))[0].cpu())
 
     return run
 
@@ -111,7 +111,7 @@ def tail_features(network: Network, outputs: NDArray[np.float32]) -> NDArray[np.
     tail = network.tail
     with torch.no_grad():
         parts = [
-            tail(torch.tensor(outputs[i : i + BATCH])).numpy()
+            tail(torch.tensor(outputs[i : i + BATCH], device=network.device)).cpu().numpy()
             for i in range(0, len(outputs), BATCH)
         ]
     return np.concatenate(parts)

@@ -12,6 +12,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image
 
+from nnad.backbones import check_device
 from nnad.errors import ImageError, InputError, ModelError, counted, first_line
 from nnad.features import in_threads
 from nnad.files import replacing
@@ -32,13 +33,14 @@ class Baseline(ABC):
         preset: `paper`, the published settings, or `small`, for a CPU: fewer epochs and smaller
             networks; its numbers say nothing about the paper's.
         seed: equal seeds give equal scores on the same machine.
-        device: `cpu`, or `cuda` for what is trained with torch.
+        device: `cpu`, or `cuda` or `cuda:1` for what is trained with torch.
         changes: settings that shall differ from the preset's; see each class.
 
     Attributes: `settings`, all of them; `shape`, the images' (H, W, C) after `fit`.
 
     Raises:
-        InputError: no such preset or setting.
+        InputError: no such preset, setting or device; that torch has no such GPU is told, by a
+            `BackboneError`, when it is needed.
     """
 
     name: ClassVar[str]
@@ -56,7 +58,7 @@ class Baseline(ABC):
                 raise InputError(f"{self.title} has no {setting}; it has {', '.join(known)}")
         self.settings: dict[str, Any] = {**known, **changes}
         self.seed = check_count("seed", seed, least=0)
-        self.device = device
+        self.device = check_device(device)
         self.shape: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from nnad.baselines.contract import Arrays, Baseline, Images, check_images
 from nnad.errors import InputError
-from nnad.training import digest, train
+from nnad.training import digest, torch_device, train
 
 M = TypeVar("M", bound=nn.Module)
 _LEAST_SIDE = 32
@@ -238,7 +238,7 @@ class NetworkBaseline(Baseline):
         """The network that `build` makes, with the random weights of this seed, on the device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = build().to(self.device)
+            network = build().to(torch_device(self.device))
         for weight in network.parameters():
             if weight.ndim == 4:  # a layout that is faster on a CPU
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)

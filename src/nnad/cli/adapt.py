@@ -55,6 +55,7 @@ def adapt(
         typer.Option(help="For panda-ewc: images of the pretraining's task, to estimate it."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda or cuda:1 with a GPU.")] = "cpu",
     overwrite: Annotated[bool, typer.Option(help="Replace the file that is there.")] = False,
 ) -> None:
     """Adapt a network to good images; needs the extra torch, its result does not."""
@@ -80,6 +81,7 @@ def adapt(
         fisher_images=fisher_images,
         seed=seed,
         overwrite=overwrite,
+        device=device,
         progress=True,
     )
     tell_unread(list(adapted.skipped))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from nnad.cli.options import FalseAlarms, Flips, Geometry, Json
+from nnad.cli.options import FalseAlarms, Flips, Geometry, Json, PatchSize, Tile
 from nnad.cli.telling import tell_unread, visible
 from nnad.errors import counted
 
@@ -30,6 +30,8 @@ def bench(
     ] = "auto,knn,knnn,global,hull",
     geometry: Geometry = None,
     flips: Flips = "none",
+    patch_size: PatchSize = None,
+    tile: Tile = None,
     false_alarms: FalseAlarms = None,
     json: Json = None,
 ) -> None:
@@ -37,7 +39,9 @@ def bench(
     from nnad.backbones import load_backbone
     from nnad.bench import bench as compared
     from nnad.datasets import load_dataset
+    from nnad.located import SIZE
     from nnad.report import check_outputs, json_writer
+    from nnad.tiles import Tiles
 
     if json is not None:
         check_outputs([json], inputs=[data])
@@ -45,11 +49,16 @@ def bench(
     if good:
         dataset = dataset.with_good(*good)
     names = backbone or ["efficientnet-lite0"]
+    compared_modes = [mode.strip() for mode in modes.split(",")]
+    if set(compared_modes) == {"image"} and (patch_size, tile) != (None, None):
+        raise typer.BadParameter("--patch-size and --tile go with --modes both or patch")
     report = compared(
         dataset,
         [load_backbone(name, geometry=geometry, flips=flips) for name in names],
-        modes=[mode.strip() for mode in modes.split(",")],
+        modes=compared_modes,
         operators=[operator.strip() for operator in operators.split(",")],
+        patch_size=SIZE if patch_size is None else patch_size,
+        tiles=None if tile is None else Tiles(tile),
         false_alarms=false_alarms,
         progress=True,
     )
@@ -57,10 +66,15 @@ def bench(
         with json_writer(json) as add:
             add(report)
     _tell(report, sys.stderr if json == "-" else sys.stdout)
-    shape = f" --geometry {geometry}" if geometry else ""
-    shape += f" --flips {flips}" if flips != "none" else ""
+    chosen = report.recommended
+    given: dict[str, str | int | None] = {}
+    if chosen.mode != "patch":
+        given |= {"--geometry": geometry, "--flips": None if flips == "none" else flips}
+    if chosen.mode != "image":
+        given |= {"--patch-size": patch_size, "--tile": tile}
+    told = "".join(f" {option} {value}" for option, value in given.items() if value is not None)
     out = sys.stderr if json == "-" else sys.stdout
-    print(f"   nnad fit GOOD --model M {_options(report.recommended)}{shape}", file=out)
+    print(f"   nnad fit GOOD --model M {_options(chosen)}{told}", file=out)
 
 
 def _tell(report: "Report", out: Any) -> None:
@@ -92,4 +106,5 @@ def _tell(report: "Report", out: Any) -> None:
 
 def _options(candidate: "Candidate") -> str:
     c = candidate
-    return f"--backbone {c.backbone} --mode {c.mode} --operator {c.operator}"
+    operator = "" if c.mode == "patch" else f" --operator {c.operator}"
+    return f"--backbone {c.backbone} --mode {c.mode}{operator}"

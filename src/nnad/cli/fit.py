@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from nnad.cli.options import Backbone, Device, FalseAlarms, Flips, Geometry, Transform
+from nnad.cli.options import (
+    Backbone,
+    Device,
+    FalseAlarms,
+    Flips,
+    Geometry,
+    PatchSize,
+    Tile,
+    Transform,
+)
 from nnad.cli.telling import promise, tell_passed_over, tell_unread
 from nnad.errors import InputError, counted
 
@@ -72,10 +81,7 @@ def fit(
     mode: Annotated[
         str, typer.Option(help="What is scored: image as a whole, its patches (patch), or both.")
     ] = "image",
-    patch_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Side of the network's input for patches, in pixels; 320 otherwise."),
-    ] = None,
+    patch_size: PatchSize = None,
     patch_stages: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Which layers make patches, for example s16b,s32a or layer2,layer3."),
@@ -86,10 +92,7 @@ def fit(
             help="How patches are scored: calibrated (the default), knn, knnn, patchcore."
         ),
     ] = None,
-    tile: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Cut images into tiles of so many pixels: small defects, large images."),
-    ] = None,
+    tile: Tile = None,
     bank: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Size of the bank of patches: 4000, 10% of those drawn, or 20MB."),
@@ -107,6 +110,22 @@ def fit(
     from nnad.tiles import Tiles
 
     check_writable(model, overwrite=overwrite)
+    if mode == "patch":
+        of_images = {
+            "--operator": operator,
+            "--k": k,
+            "--preset": preset or None,
+            "--transform": transform,
+            "--precision": None if precision == "float32" else precision,
+            "--size": size,
+            "--geometry": geometry,
+            "--flips": None if flips == "none" else flips,
+        }
+        if idle := [option for option, value in of_images.items() if value is not None]:
+            raise typer.BadParameter(
+                f"{', '.join(idle)}: no meaning with --mode patch, whose scores are those of "
+                f"patches alone; use --patch-size, --patch-operator and the like, or --mode both"
+            )
     network = load_backbone(
         backbone,
         weights=weights,

@@ -42,6 +42,22 @@ Geometry = Annotated[
     typer.Option(help="crop: centre, as the paper; whole: squashed; letterbox: as it is."),
 ]
 Flips = Annotated[str, typer.Option(help="Average over mirror images: none, horizontal or both.")]
+PatchSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=32,
+        max=4096,
+        help="Side of the network's input for patches, in pixels; 320 otherwise.",
+    ),
+]
+Tile = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=16,
+        max=4096,
+        help="Cut images into tiles of so many pixels: small defects, large images.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, or cuda or cuda:1 with onnxruntime-gpu.")]
 Csv = Annotated[
     Optional[str],  # noqa: UP045

@@ -63,6 +63,9 @@ def reproduce(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Processes; one for each core by default."),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Of networks: cpu, or cuda or cuda:1 with a GPU.")
+    ] = "cpu",
 ) -> None:
     """Run a table or figure of DN2 or k-NNN on your data, beside the paper's numbers."""
     from nnad.files import replacing
@@ -96,6 +99,7 @@ def reproduce(
         systems=_every(declared) if "all" in systems else systems,
         preset=preset,
         workers=workers,
+        device=device,
         progress=True,
     )
     result = run(declared, settings, lambda line: print(line, file=sys.stderr))

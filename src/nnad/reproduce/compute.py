@@ -48,6 +48,7 @@ class Job(NamedTuple):
         place: of the data set, for systems that see pictures.
         preset: of systems that learn.
         folder: for what they learn.
+        device: for what they learn by torch.
     """
 
     cell: Cell
@@ -58,6 +59,7 @@ class Job(NamedTuple):
     place: Path | None = None
     preset: str = "paper"
     folder: Path | None = None
+    device: str = "cpu"
 
 
 class Computed(NamedTuple):
@@ -194,6 +196,7 @@ def _baseline_scores(job: Job, task: protocols.Task) -> NDArray[np.float64]:
         data.test.take(task.test).sources,
         job.folder,
         preset=job.preset,
+        device=job.device,
     )
 
 

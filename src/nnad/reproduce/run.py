@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from nnad.backbones import Backbone, load_backbone
+from nnad.backbones import Backbone, check_device, load_backbone
 from nnad.datasets import Dataset
 from nnad.errors import InputError, NnadError
 from nnad.protocols import SHAPES
@@ -27,7 +27,16 @@ from nnad.reproduce.features import features_on_disk, features_path, unread
 from nnad.reproduce.keys import cell_key, data_key, learner_key
 from nnad.reproduce.settings import Run, Settings
 from nnad.reproduce.store import Store
-from nnad.reproduce.tables import ADAPTED, BASELINES, FEATURES, Cell, Entry, System, Table
+from nnad.reproduce.tables import (
+    ADAPTED,
+    BASELINES,
+    FEATURES,
+    Cell,
+    Entry,
+    System,
+    Table,
+    full_name,
+)
 from nnad.reproduce.trained import adapted_backbone, baseline_features
 from nnad.reproduce.workers import computed
 
@@ -47,6 +56,7 @@ def run(table: Table, settings: Settings, notify: Notify = lambda _: None) -> Ru
         InputError: an argument is wrong, or another command works in the same folder.
     """
     result = Run(settings.applied(table), table)
+    check_device(settings.device)
     settings.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.out / ".lock", timeout=0):
@@ -155,7 +165,8 @@ class _Runner:
         features: NDArray[np.float32] | None
         if system.name in BASELINES:
             folder = self.settings.out / "learnt" / self._key(cell)
-            features = baseline_features(cell.data, data.test.sources, folder)
+            device = self.settings.device
+            features = baseline_features(cell.data, data.test.sources, folder, device=device)
         else:
             network = self.networks[system.backbone, system.pooling]
             features = np.load(self._whole_features(cell.data, network)[1], mmap_mode="r")
@@ -190,7 +201,10 @@ class _Runner:
         wanted = system.backbone, system.pooling
         what = " ".join(filter(None, wanted))
         if wanted not in self.networks and what not in self.result.problems:
-            self._attempt(what, self._load_network, *wanted)
+            if system.backbone in map(full_name, self.settings.named_backbones):
+                self._load_network(*wanted)  # a name that was typed is an error, told at once
+            else:
+                self._attempt(what, self._load_network, *wanted)
         return wanted in self.networks
 
     def _load_network(self, name: str, pooling: str | None) -> None:
@@ -204,7 +218,7 @@ class _Runner:
         stages = {"torchvision": ("layer4",), "timm": ("norm",)}.get(kind) if pooling else None
         weights = self.settings.weights if kind in ("torchvision", "timm") else None
         self.networks[name, pooling] = load_backbone(
-            name, stages=stages, pooling=pooling, weights=weights
+            name, stages=stages, pooling=pooling, weights=weights, device=self.settings.device
         )
 
     def _network_key(self, system: System) -> str:
@@ -221,7 +235,7 @@ class _Runner:
     def _prepared(self, key: str, cell: Cell) -> Job | None:
         """The job of a cell, its features on disk; None if that failed."""
         system, out = cell.system, self.settings.out
-        job = Job(cell, key, preset=self.settings.preset)
+        job = Job(cell, key, preset=self.settings.preset, device=self.settings.device)
         if cell.protocol == "plane":
             return job
         if system.name in BASELINES:
@@ -269,6 +283,7 @@ class _Runner:
             own.train.sources,
             self.settings.out / "adapted" / f"{name}.onnx",
             preset=self.settings.preset,
+            device=self.settings.device,
             progress=self.settings.progress,
         )
         train, test = self._features(own, network, f"{cell.data}-{system.name}")

@@ -43,6 +43,7 @@ class Settings:
             that the table does not have become further columns.
         preset: of systems that learn, `paper` or `small`.
         workers: processes; by default one for each core, if memory allows.
+        device: of networks, `cpu`, `cuda` or `cuda:1`; what another one computed is taken as it is.
         progress: show bars on a terminal.
     """
 
@@ -57,7 +58,13 @@ class Settings:
     systems: Sequence[str] = (FEATURES,)
     preset: str = "paper"
     workers: int | None = None
+    device: str = "cpu"
     progress: bool = False
+
+    @property
+    def named_backbones(self) -> list[str]:
+        """Those that are given by name."""
+        return [b for b in self.backbones if isinstance(b, str)]
 
     def applied(self, table: Table) -> Table:
         """The table with the networks, transform, operators and systems that were asked for.

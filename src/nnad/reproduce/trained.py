@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnad.backbones import Backbone, load_backbone
+from nnad.backbones import Backbone, load_backbone, provider_of
 from nnad.errors import BackboneError
 from nnad.images import Source, collected_warnings
 
@@ -28,6 +28,7 @@ def adapted_backbone(
     path: Path,
     *,
     preset: str = "paper",
+    device: str = "cpu",
     progress: bool = False,
 ) -> Backbone:
     """A network adapted to good images; the file that is there, or trained now.
@@ -38,11 +39,14 @@ def adapted_backbone(
         images: good ones.
         path: the ONNX file; a killed training goes on from the checkpoint beside it.
         preset: `paper`, or `small`: one epoch, to try.
+        device: see `nnad.adaptation.adapt.adapt` and `load_backbone`.
         progress: show bars on a terminal.
 
     Raises:
-        BackboneError: torch is missing, or the network cannot be adapted.
+        BackboneError: torch is missing, the network cannot be adapted, or ONNX Runtime has no such
+            device.
     """
+    provider_of(device)  # before hours of training
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         adapt = _import("nnad.adaptation.adapt", method).adapt
@@ -54,11 +58,12 @@ def adapted_backbone(
             method=method,
             network=network,
             overwrite=True,
+            device=device,
             progress=progress,
             **epochs,
         )
     with collected_warnings():  # that it promises no budget: none is asked for
-        return load_backbone(str(path))
+        return load_backbone(str(path), device=device)
 
 
 def baseline_scores(
@@ -69,6 +74,7 @@ def baseline_scores(
     folder: Path,
     *,
     preset: str = "paper",
+    device: str = "cpu",
 ) -> NDArray[np.float64]:
     """Scores (M,) of test images by a baseline of `BASELINES` that learnt from good ones.
 
@@ -79,6 +85,7 @@ def baseline_scores(
         folder: for what was learnt, which is there already if this was called before, and for what
             a killed training goes on from; of these images alone.
         preset: `paper`, or `small` for a CPU.
+        device: see `nnad.baselines.Baseline`.
 
     Raises:
         ImageError: one of them cannot be read.
@@ -89,19 +96,19 @@ def baseline_scores(
         preset = "32px reconstruction"
     path = folder / _LEARNT
     if path.exists():
-        fitted = baselines.load_baseline(path)
+        fitted = baselines.load_baseline(path, device=device)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        fitted = baselines.make_baseline(name, preset)
+        fitted = baselines.make_baseline(name, preset, device=device)
         fitted.fit(_pictures(data, train), checkpoints=folder, progress=False).save(path)
     return np.asarray(fitted.score(_pictures(data, test)))
 
 
 def baseline_features(
-    data: str, test: Sequence[Source], folder: Path
+    data: str, test: Sequence[Source], folder: Path, *, device: str = "cpu"
 ) -> NDArray[np.float32] | None:
     """Features (M, D) of test images by what `baseline_scores` left in a folder, if it has some."""
-    fitted = _import("nnad.baselines", data).load_baseline(folder / _LEARNT)
+    fitted = _import("nnad.baselines", data).load_baseline(folder / _LEARNT, device=device)
     if not hasattr(fitted, "features"):
         return None
     return np.asarray(fitted.features(_pictures(data, test)))
