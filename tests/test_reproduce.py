@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny_sets import cifar10, make_all, run_twice, save, small
+from tiny_sets import cifar10, make_all, network, run_twice, save, small
 
-from nnad import CallableBackbone, InputError
+from nnad import InputError
 from nnad.errors import BackboneError
 from nnad.neighbors import Bank
 from nnad.operators import make_operator
@@ -30,17 +30,6 @@ from nnad.reproduce.statistics import Scored, interval, resampled, sign_flip_p, 
 from nnad.reproduce.store import COLUMNS, Store
 from nnad.reproduce.tables import Entry, Table, all_tables, find_table, full_name, with_backbones
 from nnad.reproduce.told import closing, markdown, summary
-
-WEIGHTS = np.random.default_rng(0).normal(size=(48, 20)).astype(np.float32)
-
-
-def tiny_network(batch):  # (B, 32, 32, 3) -> (B, 20), random weights
-    pooled = batch.reshape(len(batch), 4, 8, 4, 8, 3).mean(axis=(2, 4)).reshape(len(batch), 48)
-    return np.maximum(pooled @ WEIGHTS / 255, 0)
-
-
-def network(name="tiny") -> CallableBackbone:
-    return CallableBackbone(tiny_network, name=name, size=32, geometry="whole")
 
 
 @pytest.fixture(scope="module")
@@ -348,8 +337,6 @@ def test_wrong_arguments(tmp_path, sets):
         run(table, Settings(tmp_path, sets, backbones=["a", "b"]))
     with pytest.raises(InputError, match="device='gpu'; choose cpu, cuda"):
         run(table, Settings(tmp_path, sets, device="gpu"))
-    with pytest.raises(InputError, match="system='gan'; choose one of features, panda"):
-        run(table, Settings(tmp_path, sets, systems=["gan"]))
     (tmp_path / "cells.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"cells\.csv: no table of nnad reproduce"):
         Store(tmp_path)

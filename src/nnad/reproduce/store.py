@@ -89,7 +89,7 @@ class Store:
         if key not in self._commits:
             return None
         try:
-            with np.load(self._scores / f"{key}.npz") as found:
+            with (self._scores / f"{key}.npz").open("rb") as file, np.load(file) as found:
                 return Scored(
                     str(found["space"]), found["items"], found["is_anomaly"], found["scores"]
                 )
