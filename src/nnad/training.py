@@ -147,9 +147,9 @@ def torch_device(device: str) -> torch.device:
 
 
 def identity(run: Mapping[str, Any] | None, data: NDArray[Any]) -> dict[str, Any]:
-    """`run`, or nothing, with the `digest` of the data, unless its `data` tells where they are from.
+    """`run` with the `digest` of the data; its own `data` instead, if it has one.
 
-    That is for data that another device rounds otherwise, such as a network's outputs.
+    So outputs of a network, which another device rounds otherwise, can be told by its pictures.
     """
     told = dict(run or {})
     return told if "data" in told else {**told, "data": digest(data)}

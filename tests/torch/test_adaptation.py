@@ -287,7 +287,10 @@ def test_the_saved_network_is_a_backbone(good, tmp_path):
     with torch.no_grad():
         initial = before.module(before.normalised(images)).numpy()
     assert largest_difference(expected, initial) > 1e-3
-    assert "tiny from layer3 on, by panda, 2 epochs on 40 images, seed 0" in str(backbone.details)
+    assert (
+        "tiny from layer3 on, by panda, 2 epochs on 40 images, settings as published but lr 0.05, "
+        in str(backbone.details)
+    )
     assert adapted.losses.shape == (2, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapted.onnx", "adapted.onnx.json"]
 
@@ -378,7 +381,8 @@ main()
     assert not out.exists()
     done = python("from nnad.cli import main; main()", "adapt", few, *told, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "from head on, by panda, 2 epochs on 6 images, seed 3; mean loss of the" in done.stdout
+    assert "from head on, by panda, 2 epochs on 6 images, settings as published but" in done.stdout
+    assert "lr 0.05, clip_norm 0.2, unit True, seed 3; mean loss of the" in done.stdout
     assert "broken.jpg" in done.stderr
     network = load_network()
     adapt(few, whole, network=network, epochs=2, lr=0.05, clip_norm=0.2, seed=3)

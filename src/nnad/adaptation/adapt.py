@@ -130,7 +130,7 @@ def adapt(
     network.module.to(place)
     told = f"by {method}, {counted(epochs, 'epoch')} on {counted(len(pictures.names), 'image')}"
     steps = ", ".join(f"{key} {value}" for key, value in given.items())
-    told += f", {steps or 'learning rate and all else as published'}"
+    told += ", settings as published" + (f" but {steps}" if steps else "")
     if method == "msad":
         losses = adapt_msad(network, pictures.pixels, **settings)
     else:
