@@ -65,7 +65,8 @@ def test_goads_score_is_that_of_its_centres():
 
 def test_the_first_step_of_goad_by_hand():
     few = GOOD[:2]
-    baseline = tiny("goad", epochs=1)
+    margin = 5.0  # of some account: with the paper's, 0.1, all of these lie apart
+    baseline = tiny("goad", epochs=1, margin=margin)
     (told,) = steps(baseline, few)
     assert told[0] == "Adam"
     assert told[1].items() >= {"lr": 1e-3, "weight_decay": 0, "betas": (0.9, 0.999)}.items()
@@ -80,7 +81,7 @@ def test_the_first_step_of_goad_by_hand():
         for t, feature in enumerate(image):
             distances = ((feature - centres) ** 2).sum(dim=1)
             nearest = distances[[other for other in range(72) if other != t]].min()
-            behind.append((0.1 + distances[t] - nearest).clamp(min=0))
+            behind.append((margin + distances[t] - nearest).clamp(min=0))
     loss = -own.mean() + 0.1 * torch.stack(behind).mean() + 10 * (z**2).mean()
-    assert 0.01 < torch.stack(behind).mean() < 1  # it is of some account
+    assert 1 < torch.stack(behind).mean() < 4.9
     check_step(baseline, network, loss, torch.optim.Adam(network.parameters(), lr=1e-3))

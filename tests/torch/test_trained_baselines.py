@@ -231,7 +231,7 @@ def test_every_baseline_keeps_to_the_contract(name, tmp_path):
         with pytest.raises(InputError, match="not fitted"):
             early()
     for wrong in (GOOD[:1], GOOD.astype(float), GOOD[0], list(GOOD)):
-        with pytest.raises(InputError, match="^images: "):
+        with pytest.raises(InputError, match=r"^images: "):
             baseline.fit(wrong)
     assert baseline.fit(GOOD, checkpoints=str(tmp_path / "kept"), progress=False) is baseline
     scores = baseline.score(TEST)
