@@ -1,4 +1,8 @@
-"""Train a torch network so that a killed run goes on where it was, to the same weights bit for bit.
+"""Train a torch network so that a killed run goes on where it was.
+
+It ends in the same weights bit for bit on the CPU of one machine, with the same torch and number of
+threads. On a GPU it does not: torch's sums there have no fixed order. A checkpoint also goes on
+on another device or torch, rounded otherwise; from a CPU to a GPU with other random numbers.
 
 A checkpoint is one safetensors file, replaced whole: the network's weights and buffers, the
 optimizer's state, the state of the random numbers, the order of the epoch under way and the losses
@@ -8,7 +12,7 @@ so far; beside them, as JSON, whose run it is and how far it has come.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nnad.backbones import check_device
-from nnad.errors import BackboneError, InputError, TrainingError, first_line
+from nnad.errors import BackboneError, TrainingError, first_line
 from nnad.files import replacing
+from nnad.operators.arguments import check_amount, check_count
 from nnad.progress import track
 
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -63,7 +68,7 @@ def train(
             By default all modules are set to train mode.
         on_step: called before each step with its number, from 0, and the number of all steps: for a
             learning rate that changes with every step.
-        clip_norm: largest norm of the gradient of all trained weights together.
+        clip_norm: largest norm of the gradient of all trained weights together; None: any.
         checkpoint: the file to resume from if it is there, and to write.
         run: what else makes this run this one, as JSON: settings, `digest` of the data.
         save_seconds: least time between two checkpoints; the last is written in any case.
@@ -76,13 +81,14 @@ def train(
         InputError: an argument is out of range.
         TrainingError: a loss is not finite; or the checkpoint cannot be read or is another run's.
     """
-    if items < 1 or epochs < 1 or batch_size < 1:
-        raise InputError(
-            f"items={items}, epochs={epochs}, batch_size={batch_size}: each must be 1 or more"
-        )
+    for name, count in (("items", items), ("epochs", epochs), ("batch_size", batch_size)):
+        check_count(name, count)
+    if clip_norm is not None:
+        check_amount("clip_norm", clip_norm)
     weights = [w for group in optimizer.param_groups for w in group["params"]]
     device = weights[0].device
-    told = _identity(model, optimizer, run or {}, items, epochs, batch_size, seed)
+    numbers = {"items": items, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    told = _identity(model, optimizer, run or {}, {**numbers, "clip_norm": clip_norm})
     steps = len(_batches(torch.arange(items), batch_size))
     order = torch.empty(0, dtype=torch.int64)
     losses: list[float] = []
@@ -93,22 +99,18 @@ def train(
             state = _read(checkpoint, told)
             order, losses = _restore(model, optimizer, state, device)
         saved = time.monotonic()
-
-        def numbers() -> Iterator[int]:
-            yield from range(len(losses), epochs * steps)
-
-        bar = track(numbers(), epochs * steps - len(losses), label, show=progress, unit="steps")
-        first = True
-        for step in bar:
+        left = range(len(losses), epochs * steps)
+        batches: list[Tensor] = []
+        for step in track(left, len(left), label, show=progress, unit="steps"):
             epoch, place = divmod(step, steps)
             if place == 0:
                 order = torch.randperm(items)
-            if place == 0 or first:
+            if place == 0 or not batches:
+                batches = _batches(order, batch_size)
                 model.train() if on_epoch is None else on_epoch(epoch)
-                first = False
             if on_step is not None:
                 on_step(step, epochs * steps)
-            value = loss(_batches(order, batch_size)[place])
+            value = loss(batches[place])
             if not torch.isfinite(value):
                 raise TrainingError(
                     f"{label}: the loss is {value.item()} in step {step + 1} of epoch {epoch + 1}; "
@@ -144,6 +146,15 @@ def torch_device(device: str) -> torch.device:
     return found
 
 
+def identity(run: Mapping[str, Any] | None, data: NDArray[Any]) -> dict[str, Any]:
+    """`run` with the `digest` of the data; its own `data` instead, if it has one.
+
+    So outputs of a network, which another device rounds otherwise, can be told by its pictures.
+    """
+    told = dict(run or {})
+    return told if "data" in told else {**told, "data": digest(data)}
+
+
 def digest(*arrays: NDArray[Any]) -> str:
     """SHA-256 of arrays with their shapes and types, in hex: for `run`."""
     made = hashlib.sha256()
@@ -164,28 +175,32 @@ def _identity(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     run: Mapping[str, Any],
-    items: int,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What two runs must share, as it comes back from JSON."""
     shapes = {name: [str(t.dtype), *t.shape] for name, t in model.state_dict().items()}
     own = {
-        "items": items,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
+        **arguments,
         "network": hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest(),
         "optimizer": type(optimizer).__name__,
-        "settings": [_settings(group) for group in optimizer.param_groups],
+        "groups": [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ],
     }
-    told: dict[str, Any] = json.loads(json.dumps({**run, **own}))
+    told: dict[str, Any] = json.loads(json.dumps({"run": run, "training": own}))
     return told
 
 
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
+def _flat(told: Any, name: str = "") -> dict[str, Any]:
+    """`{"a": {"b": [1, 2]}}` -> `{"a.b.0": 1, "a.b.1": 2}`."""
+    if not isinstance(told, dict | list):
+        return {name: told}
+    inside = told.items() if isinstance(told, dict) else enumerate(told)
+    flat: dict[str, Any] = {}
+    for key, value in inside:
+        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+    return flat
 
 
 def _write(
@@ -228,18 +243,15 @@ def _read(path: Path, told: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[
             f"{path}: not a checkpoint, or a damaged one; delete it to begin anew "
             f"({first_line(error)})"
         ) from error
-    for key in sorted({*was, *told}):
-        if was.get(key) != told.get(key):
+    theirs, ours = _flat(was), _flat(told)
+    for key in dict.fromkeys([*ours, *theirs]):
+        there, here = theirs.get(key), ours.get(key)
+        if there != here:
             raise TrainingError(
-                f"{path}: the checkpoint of another run: its {key} is {_short(was.get(key))}, here "
-                f"{_short(told.get(key))}; name another file, or delete it to begin anew"
+                f"{path}: the checkpoint of another run: its {key} is {json.dumps(there)}, here "
+                f"{json.dumps(here)}; name another file, or delete it to begin anew"
             )
     return tensors, groups
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _restore(

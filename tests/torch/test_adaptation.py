@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import draw
 from PIL import Image
+from tiny_network import SMALL, TinyResNet, equal, state, tiny
 from torch import nn
 from torch.nn import functional
 
@@ -19,7 +20,7 @@ from nnad.adaptation import ewc
 from nnad.adaptation.adapt import adapt
 from nnad.adaptation.adapted import save_network
 from nnad.adaptation.msad import adapt_msad, augmented, mean_shifted_contrastive
-from nnad.adaptation.networks import Network, load_network, resnet
+from nnad.adaptation.networks import load_network, resnet
 from nnad.adaptation.panda import adapt_panda, compactness
 from nnad.adaptation.pictures import read_pictures, stem_outputs, tail_features
 from nnad.efficientnet import VARIANTS
@@ -28,38 +29,6 @@ from nnad.preprocessing import Preprocessing
 from nnad.probes import largest_difference, probe_images
 
 torch.set_num_threads(1)
-SMALL = Preprocessing(32, mean=(120.0, 110.0, 100.0), std=(60.0, 60.0, 60.0))
-
-
-class TinyResNet(nn.Module):
-    """In the way of torchvision: modules one after the other, then a mean and a classifier."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(8)
-            self.relu = nn.ReLU()
-            for i, (a, b) in enumerate([(8, 8), (8, 12), (12, 16), (16, 24)], 1):
-                conv = nn.Conv2d(a, b, 3, 1 + i % 2, 1, bias=False)
-                setattr(self, f"layer{i}", nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU()))
-            self.avgpool = nn.AdaptiveAvgPool2d(1)
-            self.fc = nn.Linear(24, 5)
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight)
-                if isinstance(module, nn.BatchNorm2d):
-                    module.running_mean.normal_(0, 0.1)
-                    module.running_var.uniform_(0.5, 2)
-
-    def forward(self, x):
-        x = self.layer1(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(self.avgpool(self.layer4(self.layer3(self.layer2(x)))).flatten(1))
-
-
-def tiny(train_from=None) -> Network:
-    return resnet(TinyResNet(), "tiny", SMALL, train_from)
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +52,6 @@ def adapted_backbone(path, **options):
         return load_backbone(path, **options)
 
 
-def state(network):
-    return {name: t.clone() for name, t in network.module.state_dict().items()}
-
-
-def equal(one, other):
-    ours, theirs = state(one), state(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_trainable_network_equals_the_onnx_backbone(name):
     network = load_network(name)
@@ -101,6 +61,17 @@ def test_the_trainable_network_equals_the_onnx_backbone(name):
         cut = network.tail(network.stem(network.normalised(images))).numpy()
     assert largest_difference(found, load_backbone(name).features(images)) <= 1e-4
     np.testing.assert_array_equal(cut, found)
+
+
+@pytest.mark.parametrize("train_from", ["head", "s32a", "s4"])
+def test_outputs_of_the_stem_are_those_of_torch(train_from):
+    """By ONNX Runtime, and in front of `s4` by torch: each in its place."""
+    network = load_network(train_from=train_from)
+    images = probe_images(224)
+    outputs = stem_outputs(network, images)
+    with torch.no_grad():
+        expected = network.stem(network.normalised(images)).numpy()
+    assert largest_difference(outputs.reshape(3, -1), expected.reshape(3, -1)) <= 1e-4
 
 
 @pytest.mark.parametrize("train_from", [None, "layer2", "layer4"])
@@ -152,16 +123,22 @@ def test_the_losses_by_hand():
     assert found.item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_first_step_of_panda_by_hand(pixels):
+@pytest.mark.parametrize("unit", [False, True])
+def test_the_first_step_of_panda_by_hand(pixels, unit):
     """One batch: w - lr * (clipped gradient + weight decay * w)."""
     network, reference = tiny(), tiny()
     few = pixels[:20]
     outputs = torch.tensor(stem_outputs(network, few))
-    centre = reference.tail(outputs).detach().mean(dim=0)
-    ((reference.tail(outputs) - centre) ** 2).mean().backward()
+    features = reference.tail(outputs)
+    if unit:
+        features = features / features.norm(dim=1, keepdim=True)
+    centre = features.detach().mean(dim=0)
+    loss = ((features - centre) ** 2).sum(dim=1).mean() / (1 if unit else features.shape[1])
+    loss.backward()
     weights = ewc.trained_weights(reference)
     norm = torch.stack([w.grad.norm() for w in weights.values()]).norm()
-    train(network, few, epochs=1, lr=0.5, clip_norm=1e-3)
+    (found,) = train(network, few, epochs=1, lr=0.5, clip_norm=1e-3, unit=unit)
+    assert found == pytest.approx(loss.item(), rel=1e-4)
     for name, after in ewc.trained_weights(network).items():
         before = weights[name]
         step = before.grad * (1e-3 / norm) + 5e-5 * before
@@ -287,7 +264,10 @@ def test_the_saved_network_is_a_backbone(good, tmp_path):
     with torch.no_grad():
         initial = before.module(before.normalised(images)).numpy()
     assert largest_difference(expected, initial) > 1e-3
-    assert "tiny from layer3 on, by panda, 2 epochs on 40 images, seed 0" in str(backbone.details)
+    assert (
+        "tiny from layer3 on, by panda, 2 epochs on 40 images, settings as published but lr 0.05, "
+        in str(backbone.details)
+    )
     assert adapted.losses.shape == (2, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapted.onnx", "adapted.onnx.json"]
 
@@ -378,7 +358,8 @@ main()
     assert not out.exists()
     done = python("from nnad.cli import main; main()", "adapt", few, *told, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "from head on, by panda, 2 epochs on 6 images, seed 3; mean loss of the" in done.stdout
+    assert "from head on, by panda, 2 epochs on 6 images, settings as published but" in done.stdout
+    assert "lr 0.05, clip_norm 0.2, unit True, seed 3; mean loss of the" in done.stdout
     assert "broken.jpg" in done.stderr
     network = load_network()
     adapt(few, whole, network=network, epochs=2, lr=0.05, clip_norm=0.2, seed=3)

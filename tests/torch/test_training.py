@@ -1,6 +1,7 @@
 """The training loop: what it lowers, what a checkpoint keeps, what it refuses."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,9 +44,9 @@ def run(path=None, *, stop=None, optimizer=torch.optim.Adam, model=None, pause=0
         return ((model(X[rows])[:, 0] - Y[rows]) ** 2).mean()
 
     arguments = {"epochs": 4, "batch_size": 5, "seed": 3, "save_seconds": 0} | changes
-    losses = train(
-        model, optimizer(model.parameters(), lr=0.01), loss, 23, checkpoint=path, **arguments
-    )
+    told = {key: arguments.pop(key) for key in ("lr", "betas") if key in arguments}
+    made = optimizer(model.parameters(), **{"lr": 0.01, **told})
+    losses = train(model, made, loss, 23, checkpoint=path, **arguments)
     return model, losses
 
 
@@ -173,12 +174,16 @@ def test_the_gradient_is_clipped():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"seed": 4}, "seed"),
-        ({"epochs": 5}, "epochs"),
-        ({"batch_size": 6}, "batch_size"),
-        ({"optimizer": sgd}, "optimizer"),
-        ({"run": {"data": digest(X.numpy() + 1)}}, "data"),
-        ({"model": nn.Linear(6, 1)}, "network"),
+        ({"seed": 4}, "training.seed is 3, here 4"),
+        ({"epochs": 5}, "training.epochs is 4, here 5"),
+        ({"batch_size": 6}, "training.batch_size is 5, here 6"),
+        ({"clip_norm": 0.5}, "training.clip_norm is null, here 0.5"),
+        ({"optimizer": sgd}, 'training.optimizer is "Adam", here "SGD"'),
+        ({"lr": 0.02}, "training.groups.0.lr is 0.01, here 0.02"),
+        ({"betas": (0.9, 0.99)}, "training.groups.0.betas.1 is 0.999, here 0.99"),
+        ({"run": {"data": digest(X.numpy() + 1)}}, "run.data is"),
+        ({"run": {"data": digest(X.numpy()), "seed": 3}}, "run.seed is null, here 3"),
+        ({"model": nn.Linear(6, 1)}, "training.network is"),
     ],
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path, change, told):
@@ -186,7 +191,8 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, change, told):
     mine = {"run": {"data": digest(X.numpy())}}
     run(path, **mine)
     content = path.read_bytes()
-    with pytest.raises(TrainingError, match=rf"run\.safetensors: .* another run: its {told} is "):
+    told = re.escape(f"another run: its {told}")
+    with pytest.raises(TrainingError, match=rf"run\.safetensors: .* {told}"):
         run(path, **(mine | change))
     assert path.read_bytes() == content
 
@@ -216,7 +222,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         )
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"epochs": "2"}, {"batch_size": 0}, {"clip_norm": -1.0}]
+)
 def test_wrong_arguments(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         run(**wrong)

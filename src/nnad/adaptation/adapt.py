@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnad.adaptation import ewc
-from nnad.adaptation.adapted import check_output, save_network
+from nnad.adaptation.adapted import check_output, checkpoint_of, save_network
 from nnad.adaptation.msad import adapt_msad
 from nnad.adaptation.networks import Network, load_network
 from nnad.adaptation.panda import adapt_panda
@@ -50,7 +50,7 @@ class Adapted(NamedTuple):
 
 def adapt(
     images: Source | Iterable[Source],
-    out: Path,
+    out: str | Path,
     *,
     method: str = "panda",
     network: Network | None = None,
@@ -58,10 +58,10 @@ def adapt(
     lr: float | None = None,
     clip_norm: float | None = None,
     unit: bool | None = None,
-    fisher: Path | None = None,
+    fisher: str | Path | None = None,
     fisher_images: Source | Iterable[Source] | None = None,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
     progress: bool = False,
@@ -69,8 +69,8 @@ def adapt(
     """Adapt a network to good images and save it as an ONNX file with its sidecar.
 
     The last epoch is what is saved. A run that was killed goes on from its checkpoint when it is
-    started again with the same arguments, to the same weights bit for bit; the checkpoint is
-    removed when the network has been saved.
+    started again with the same arguments, to the same weights bit for bit on the same machine
+    without a GPU; the checkpoint is removed when the network has been saved.
 
     Args:
         images: see `nnad.Detector.fit`.
@@ -101,10 +101,11 @@ def adapt(
         raise InputError("fisher: goes with method='panda-ewc'")
     if method == "msad" and unit is not None:
         raise InputError("unit: MSAD compares directions anyway; it goes with panda")
-    check_output(out, overwrite=overwrite)
+    out = Path(out)
+    checkpoint = checkpoint_of(out) if checkpoint is None else Path(checkpoint)
+    check_output(out, overwrite=overwrite, checkpoint=checkpoint)
     place = torch_device(device)
     network = network or load_network()
-    checkpoint = checkpoint or Path(f"{out}.checkpoint")
     pictures = read_pictures(images, network.preprocessing, progress=progress)
     epochs = METHODS[method] if epochs is None else epochs
     chosen: dict[str, Any] = {"lr": lr, "clip_norm": clip_norm, "unit": unit}
@@ -122,22 +123,24 @@ def adapt(
             "network": network.name,
             "train_from": network.train_from,
             "weights": digest(*(t.numpy() for t in network.module.state_dict().values())),
-            "images": digest(pictures.pixels),
+            "data": digest(pictures.pixels),
             "settings": given,
         },
     }
     network.module.to(place)
     told = f"by {method}, {counted(epochs, 'epoch')} on {counted(len(pictures.names), 'image')}"
+    steps = ", ".join(f"{key} {value}" for key, value in given.items())
+    told += ", settings as published" + (f" but {steps}" if steps else "")
     if method == "msad":
         losses = adapt_msad(network, pictures.pixels, **settings)
     else:
         outputs = stem_outputs(network, pictures.pixels, progress=progress)
         penalty = None
         if method == "panda-ewc":
-            diagonal = _fisher(network, fisher, fisher_images, seed, progress)
-            penalty = ewc.Penalty(network, diagonal)
-            settings["run"]["fisher"] = _digest(diagonal)
-            told += f" ({ewc.UNIFORM})" if diagonal is None else ""
+            held = _fisher(network, fisher, fisher_images, seed, progress)
+            penalty = ewc.Penalty(network, held.diagonal)
+            settings["run"]["fisher"] = held.identity
+            told += f" ({held.told})"
         losses = adapt_panda(network, outputs, penalty=penalty, **settings)
     told = f"{network.name} from {network.train_from} on, {told}, seed {seed}"
     network.module.cpu()
@@ -147,23 +150,31 @@ def adapt(
     return Adapted(network, losses, told, pictures.names, pictures.skipped)
 
 
+class _Held(NamedTuple):
+    """A Fisher diagonal; what tells it from others, the same on every device; where it is from."""
+
+    diagonal: dict[str, Tensor] | None
+    identity: str
+    told: str
+
+
 def _fisher(
     network: Network,
-    path: Path | None,
+    path: str | Path | None,
     images: Source | Iterable[Source] | None,
     seed: int,
     progress: bool,
-) -> dict[str, Tensor] | None:
+) -> _Held:
     if path is not None and images is not None:
         raise InputError("fisher: give a file or images, not both")
     if path is not None:
-        return ewc.read_fisher(path, network)
+        diagonal = ewc.read_fisher(Path(path), network)
+        told = f"Fisher diagonal of the file {Path(path).name}"
+        return _Held(diagonal, digest(*(t.numpy() for t in diagonal.values())), told)
     if images is None:
-        return None
+        return _Held(None, "uniform", ewc.UNIFORM)
     pixels = read_pictures(images, network.preprocessing, progress=progress).pixels
     outputs = stem_outputs(network, pixels, progress=progress)
-    return ewc.estimate_fisher(network, outputs, seed=seed)
-
-
-def _digest(diagonal: dict[str, Tensor] | None) -> str:
-    return "uniform" if diagonal is None else digest(*(t.numpy() for t in diagonal.values()))
+    diagonal = ewc.estimate_fisher(network, outputs, seed=seed)
+    told = f"Fisher diagonal estimated from {counted(len(pixels), 'image')}"
+    return _Held(diagonal, digest(pixels), told)

@@ -18,14 +18,25 @@ from nnad.probes import largest_difference, probe_images
 from nnad.torch_export import TOLERANCE, Stages, to_onnx
 
 
-def check_output(out: Path, *, overwrite: bool = False) -> None:
-    """Raise an `InputError` unless an adapted network can be written there."""
+def checkpoint_of(out: Path) -> Path:
+    """Where an adaptation to be saved as `out` keeps what it has, while it runs."""
+    return Path(f"{out}.checkpoint")
+
+
+def check_output(out: Path, *, overwrite: bool = False, checkpoint: Path | None = None) -> None:
+    """Raise an `InputError` unless an adapted network can be written there.
+
+    A file may be there without `overwrite` if the checkpoint is, too: then a run was killed while
+    it saved its network, and is to end.
+    """
     if out.suffix != ".onnx":
         raise InputError(f"{out}: an adapted network is an ONNX file; end its name in .onnx")
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out}: not a place where a file can be written")
+    if overwrite or (checkpoint or checkpoint_of(out)).exists():
+        return
     for path in (out, sidecar(out)):
-        if path.exists() and not overwrite:
+        if path.exists():
             raise InputError(f"{path}: there is a file already; choose another name or --overwrite")
 
 
@@ -58,6 +69,7 @@ def save_network(network: Network, out: Path, told: str) -> None:
         "outputs": ["head"],
     }
     try:
+        out.unlink(missing_ok=True)  # an old network must not stand beside the new sidecar
         with replacing(sidecar(out)) as file:
             file.write(json.dumps(declared, indent=1).encode() + b"\n")
         with replacing(out) as file:

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnad.adaptation.networks import Network
-from nnad.training import train
+from nnad.operators.arguments import check_amount
+from nnad.training import identity, train
 
 BATCH_SIZE = 64  # images, each in two views
 TEMPERATURE = 0.25
@@ -52,15 +53,17 @@ def adapt_msad(
         epochs, lr: the public settings for ResNet152; SGD without momentum.
         clip_norm: largest norm of the gradient; none by default.
         seed: of the order of images and of their views; equal ones give equal weights.
-        checkpoint, run: see `nnad.training.train`.
+        checkpoint, run: see `nnad.training.train`; `run` need not tell the pixels.
         progress: show a bar on a terminal.
 
     Returns:
         The loss of each step, (S,).
 
     Raises:
+        InputError: an argument is out of range.
         TrainingError: see `nnad.training.train`.
     """
+    check_amount("lr", lr)
     stem, tail = network.stem, network.tail
 
     def features(views: NDArray[np.uint8]) -> Tensor:
@@ -89,7 +92,7 @@ def adapt_msad(
         on_epoch=lambda _: None,  # in eval mode throughout
         clip_norm=clip_norm,
         checkpoint=checkpoint,
-        run=run,
+        run=identity(run, pixels),
         label="MSAD",
         progress=progress,
     )

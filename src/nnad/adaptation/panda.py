@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from nnad.adaptation.networks import Network
 from nnad.adaptation.pictures import tail_features
-from nnad.training import train
+from nnad.operators.arguments import check_amount
+from nnad.training import identity, train
 
 BATCH_SIZE = 32
 MOMENTUM = 0.9
@@ -54,15 +55,18 @@ def adapt_panda(
             detectors that compare directions only.
         penalty: added to each step's loss, see `nnad.adaptation.ewc.Penalty`.
         seed: of the order of images; equal ones give equal weights.
-        checkpoint, run: see `nnad.training.train`.
+        checkpoint, run: see `nnad.training.train`; `run` need not tell `unit`, nor the outputs.
         progress: show a bar on a terminal.
 
     Returns:
         The loss of each step, penalty included, (S,).
 
     Raises:
+        InputError: an argument is out of range.
         TrainingError: see `nnad.training.train`.
     """
+    check_amount("lr", lr)
+    told = identity(run, outputs) | {"unit": unit}
     tail, device = network.tail, network.device
     first = torch.from_numpy(tail_features(network, outputs)).to(device)
     centre = (functional.normalize(first) if unit else first).mean(dim=0)  # (D,)
@@ -86,7 +90,7 @@ def adapt_panda(
         on_epoch=lambda _: None,  # in eval mode throughout
         clip_norm=clip_norm,
         checkpoint=checkpoint,
-        run=run,
+        run=told,
         label="PANDA",
         progress=progress,
     )

@@ -62,6 +62,7 @@ def load_baseline(path: str | Path, *, device: str = "cpu") -> Baseline:
     """Open what `Baseline.save` wrote.
 
     Raises:
+        BackboneError: OC-SVM's features were another backbone's.
         ModelError: the file is missing, damaged or of another kind.
         InputError: torch is not installed.
     """

@@ -18,7 +18,7 @@ from nnad.features import in_threads
 from nnad.files import replacing
 from nnad.image_files import find_images
 from nnad.images import Source, read_image
-from nnad.operators.arguments import check_choice, check_count
+from nnad.operators.arguments import check_amount, check_choice, check_count
 from nnad.preprocessing import Preprocessing
 
 Images = NDArray[np.uint8]  # (N, H, W, C)
@@ -57,9 +57,23 @@ class Baseline(ABC):
             if setting not in known:
                 raise InputError(f"{self.title} has no {setting}; it has {', '.join(known)}")
         self.settings: dict[str, Any] = {**known, **changes}
+        for setting, value in changes.items():
+            self._check_setting(setting, value)
         self.seed = check_count("seed", seed, least=0)
         self.device = check_device(device)
         self.shape: tuple[int, ...] | None = None
+
+    def _check_setting(self, setting: str, value: Any) -> None:
+        """Raise an `InputError` unless the value is of a kind that the setting has in a preset."""
+        kinds = {type(preset[setting]) for preset in self.presets.values()}
+        if value is None and type(None) in kinds:
+            return
+        if int in kinds:
+            check_count(setting, value)
+        elif float in kinds:
+            check_amount(setting, value)
+        elif bool in kinds:
+            check_choice(setting, value, (True, False))
 
     def __repr__(self) -> str:
         told = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
@@ -80,7 +94,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def fit(
-        self, images: Images, *, checkpoints: Path | None = None, progress: bool = True
+        self, images: Images, *, checkpoints: str | Path | None = None, progress: bool = True
     ) -> Self:
         """Learn from good images (N, H, W, C).
 

@@ -4,6 +4,7 @@
 
 f begins as the encoder of an autoencoder of the good images; c is the mean of f over them then, and
 stays. No layer has a bias and batch norm has no affine part: f could otherwise send all to c.
+Weights begin as torch has them by default, not as the paper's (Glorot's).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnad.baselines.contract import Images
-from nnad.baselines.networks import NetworkBaseline
+from nnad.baselines.networks import Learn, NetworkBaseline
 from nnad.errors import InputError
 
 _SLOPE = 0.1  # of the leaky ReLU (section 4.1 of the paper)
@@ -72,7 +73,7 @@ class DeepSVDD(NetworkBaseline):
         shrink = self.settings["shrink"]
         return Encoder((height // shrink, width // shrink, channels))
 
-    def _train(self, images: Images) -> None:
+    def _train(self, images: Images, learn: Learn) -> None:
         settings, encoder = self.settings, self.network
         size = settings["batch_size"]
         parts = [images[start : start + size] for start in range(0, len(images), size)]
@@ -88,7 +89,7 @@ class DeepSVDD(NetworkBaseline):
             return error.square().flatten(1).sum(dim=1).mean()
 
         epochs, drop = settings["pretraining_epochs"], settings["pretraining_drop"]
-        self._stage("pretraining", autoencoder, reconstruction, len(images), epochs, drop)
+        self._stage(learn, "pretraining", autoencoder, reconstruction, len(images), epochs, drop)
 
         with torch.no_grad():
             outputs = torch.cat([encoder(inputs) for inputs in self._batches(images)])
@@ -98,12 +99,12 @@ class DeepSVDD(NetworkBaseline):
             error: Tensor = encoder(self._inputs(images[rows.numpy()])) - encoder.centre
             return error.square().sum(dim=1).mean()
 
-        self._stage(
-            "training", encoder, to_centre, len(images), settings["epochs"], settings["drop"]
-        )
+        epochs, drop = settings["epochs"], settings["drop"]
+        self._stage(learn, "training", encoder, to_centre, len(images), epochs, drop)
 
     def _stage(
         self,
+        learn: Learn,
         name: str,
         model: nn.Module,
         loss: Callable[[Tensor], Tensor],
@@ -121,7 +122,7 @@ class DeepSVDD(NetworkBaseline):
             optimizer.param_groups[0]["lr"] = rate if epoch < drop else rate / 10
 
         size = self.settings["batch_size"]
-        self._learn(
+        learn(
             name, optimizer, loss, items, model, epochs=epochs, batch_size=size, on_epoch=on_epoch
         )
 

@@ -4,6 +4,8 @@ A network learns to tell on good images. Under each transform, its softmax outpu
 are described by a Dirichlet distribution; an image whose outputs are unlikely is an anomaly:
 
     score(x) = - 1/72 * sum over transforms T of log Dir(softmax(T(x)); alpha_T)
+
+Weights begin as in GOAD's public code, scaled by the number of outputs; GEOM's scales by inputs.
 """
 
 import math
@@ -18,7 +20,7 @@ from torch.nn import functional
 from nnad.baselines.contract import Images
 from nnad.baselines.dirichlet import fit_dirichlet, log_clipped, log_likelihood
 from nnad.baselines.geometric import FAMILY_72, apply, apply_each
-from nnad.baselines.networks import NetworkBaseline, WideResNet, check_square
+from nnad.baselines.networks import Learn, NetworkBaseline, WideResNet, check_square
 
 _K = len(FAMILY_72)
 _PAPER = {
@@ -54,14 +56,13 @@ class GEOM(NetworkBaseline):
     }
 
     def _build(self) -> nn.Module:
-        check_square(self.shape, self.title)
-        assert self.shape is not None  # noqa: S101 (just checked)
-        body = WideResNet(self.shape[2], self.settings["depth"], self.settings["widen"])
+        channels = check_square(self.shape, self.title)
+        body = WideResNet(channels, self.settings["depth"], self.settings["widen"])
         network = nn.Sequential(body, nn.Linear(body.dim, _K))
         network.register_buffer("alpha", torch.zeros(_K, _K, dtype=torch.float64))
         return network
 
-    def _train(self, images: Images) -> None:
+    def _train(self, images: Images, learn: Learn) -> None:
         settings = self.settings
 
         def loss(rows: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class GEOM(NetworkBaseline):
             lr=settings["learning_rate"],
             weight_decay=settings["weight_decay"],
         )
-        self._learn(
+        learn(
             "training",
             optimizer,
             loss,

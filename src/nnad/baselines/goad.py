@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from nnad.baselines.contract import Images
 from nnad.baselines.geometric import FAMILY_72, apply
-from nnad.baselines.networks import NetworkBaseline, WideResNet, check_square
+from nnad.baselines.networks import Learn, NetworkBaseline, WideResNet, check_square
 
 _K = len(FAMILY_72)
 _PAPER = {
@@ -48,7 +48,8 @@ class GOAD(NetworkBaseline):
         margin: of that loss; 0.1.
         penalty: weight of the mean square of f; 10.
         legacy: do as the public code does by mistake: batch norm is in eval mode from the second
-            epoch on, and missing between the convolutions of each block. For comparisons only.
+            epoch on, and missing between the convolutions of each block. Its third, centres of the
+            last epoch's batches, is not repeated. For comparisons only.
     """
 
     name = "goad"
@@ -57,19 +58,18 @@ class GOAD(NetworkBaseline):
         "paper": _PAPER,
         "small": _PAPER | {"widen": 1, "shrink": 2, "shift": 4, "epochs": 1},
     }
-    switches = {"legacy": "legacy: with the public code's mistakes"}  # noqa: RUF012
+    switches = {"legacy": "legacy: with two of the public code's mistakes"}  # noqa: RUF012
 
     def _build(self) -> nn.Module:
-        check_square(self.shape, self.title)
-        assert self.shape is not None  # noqa: S101 (just checked)
+        channels = check_square(self.shape, self.title)
         depth, widen, legacy = (self.settings[key] for key in ("depth", "widen", "legacy"))
         network = nn.Module()
-        network.body = WideResNet(self.shape[2], depth, widen, skip_norm=legacy)
+        network.body = WideResNet(channels, depth, widen, skip_norm=legacy)
         network.head = nn.Linear(network.body.dim, _K)
         network.register_buffer("centres", torch.zeros(_K, network.body.dim))
         return network
 
-    def _train(self, images: Images) -> None:
+    def _train(self, images: Images, learn: Learn) -> None:
         settings = self.settings
 
         def loss(rows: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class GOAD(NetworkBaseline):
         def on_epoch(epoch: int) -> None:
             self.network.train(epoch == 0 or not settings["legacy"])
 
-        self._learn(
+        learn(
             "training",
             torch.optim.Adam(self.network.parameters(), lr=settings["learning_rate"]),
             loss,

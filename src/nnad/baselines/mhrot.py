@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from nnad.baselines.contract import Images
 from nnad.baselines.geometric import FAMILY_36, SHIFTS, TURNS, apply, apply_each
-from nnad.baselines.networks import NetworkBaseline, ResNet18, WideResNet, check_square
-from nnad.operators.arguments import check_choice
+from nnad.baselines.networks import Learn, NetworkBaseline, ResNet18, WideResNet, check_square
+from nnad.operators.arguments import check_choice, check_count
 
 _K = len(FAMILY_36)
 _HEADS = (len(SHIFTS), len(SHIFTS), len(TURNS))
@@ -70,17 +70,17 @@ class MHRot(NetworkBaseline):
         return list(dict.fromkeys([*own, *super()._notes()]))
 
     def _build(self) -> nn.Module:
-        check_square(self.shape, self.title)
+        channels = check_square(self.shape, self.title)
         check_choice("network", self.settings["network"], ("resnet18", "wrn"))
-        assert self.shape is not None  # noqa: S101 (just checked)
         body: ResNet18 | WideResNet
         if self.settings["network"] == "resnet18":
-            body = ResNet18(self.shape[2])
+            body = ResNet18(channels)
         else:
-            body = WideResNet(self.shape[2], self.settings["depth"], self.settings["widen"])
+            depth, widen = (check_count(key, self.settings[key]) for key in ("depth", "widen"))
+            body = WideResNet(channels, depth, widen)
         return nn.Sequential(body, nn.Linear(body.dim, sum(_HEADS)))
 
-    def _train(self, images: Images) -> None:
+    def _train(self, images: Images, learn: Learn) -> None:
         settings = self.settings
 
         def loss(rows: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class MHRot(NetworkBaseline):
             fallen = 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.param_groups[0]["lr"] = settings["learning_rate"] * fallen
 
-        self._learn(
+        learn(
             "training",
             optimizer,
             loss,

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -17,6 +18,7 @@ from nnad.errors import InputError
 from nnad.training import digest, torch_device, train
 
 M = TypeVar("M", bound=nn.Module)
+Learn = Callable[..., None]
 _LEAST_SIDE = 32
 
 
@@ -136,21 +138,25 @@ class NetworkBaseline(Baseline):
     losses: dict[str, NDArray[np.float64]]
 
     def fit(
-        self, images: Images, *, checkpoints: Path | None = None, progress: bool = True
+        self, images: Images, *, checkpoints: str | Path | None = None, progress: bool = True
     ) -> Self:
         """See `Baseline.fit`."""
         images = check_images(images, least=2)
         self.shape = images.shape[1:]
         self.losses = {}
-        self._images, self._checkpoints, self._progress = images, checkpoints, progress
+        run = {"baseline": self.name, "preset": self.preset, "settings": self.settings}
+        learn = partial(
+            self._learn,
+            folder=None if checkpoints is None else Path(checkpoints),
+            run={**run, "data": digest(images)},
+            progress=progress,
+        )
         try:
             self.network = self._seeded(self._build)
-            self._train(images)
+            self._train(images, learn)
         except BaseException:
             self.shape = None
             raise
-        finally:
-            del self._images
         return self
 
     def score(self, images: Images) -> NDArray[np.float64]:
@@ -183,8 +189,8 @@ class NetworkBaseline(Baseline):
         """The network for images of `self.shape`, with random weights."""
 
     @abstractmethod
-    def _train(self, images: Images) -> None:
-        """Train `self.network`, and set its buffers."""
+    def _train(self, images: Images, learn: Learn) -> None:
+        """Train `self.network` by `learn`, which is `_learn` of this fit, and set its buffers."""
 
     @abstractmethod
     def _scores(self, inputs: Tensor) -> NDArray[np.float64]:
@@ -213,24 +219,21 @@ class NetworkBaseline(Baseline):
         loss: Callable[[Tensor], Tensor],
         items: int,
         model: nn.Module | None = None,
+        *,
+        folder: Path | None,
         **arguments: Any,
     ) -> None:
-        """`nnad.training.train` on `model`, the network by default, with this run's checkpoint."""
-        path = None
-        if self._checkpoints is not None:
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-            path = self._checkpoints / f"{stage}.safetensors"
-        run = {"baseline": self.name, "preset": self.preset, "given": self.settings}
+        """`nnad.training.train` on `model`, the network by default, with the stage's checkpoint."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self.losses[stage] = train(
             self.network if model is None else model,
             optimizer,
             loss,
             items,
             seed=self.seed,
-            checkpoint=path,
-            run={**run, "data": digest(self._images)},
+            checkpoint=None if folder is None else folder / f"{stage}.safetensors",
             label=f"{self.full_title}, {stage}",
-            progress=self._progress,
             **arguments,
         )
 
@@ -252,7 +255,8 @@ class NetworkBaseline(Baseline):
         self.network.load_state_dict({name: torch.tensor(a) for name, a in state.items()})
 
 
-def check_square(shape: tuple[int, ...] | None, title: str) -> None:
-    """Raise an `InputError` unless images (H, W, C) have equal sides: they will be turned."""
+def check_square(shape: tuple[int, ...] | None, title: str) -> int:
+    """C of images (H, H, C), or an `InputError` if sides differ: they will be turned."""
     if shape is None or shape[0] != shape[1]:
         raise InputError(f"images: {shape}; {title} turns them by 90 degrees: make them square")
+    return shape[2]

@@ -6,6 +6,7 @@ The papers' figures come from a search over nu and gamma whose winner is chosen 
 AUROC. No user has that: by default both are fixed, and the search needs `hindsight=True`.
 """
 
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +17,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.svm import OneClassSVM
 
-from nnad.backbones import load_backbone
+from nnad.backbones import Backbone, load_backbone
 from nnad.baselines.contract import Arrays, Baseline, Images, check_images
 from nnad.errors import ImageError, InputError
 from nnad.features import extract
 from nnad.image_files import find_images
+from nnad.operators.arguments import check_amount
 from nnad.transforms import root
 
 NUS = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -68,14 +70,14 @@ class OCSVM(Baseline):
         nu, gamma = self.settings["nu"], self.settings["gamma"]
         if not 0 < nu <= 1:
             raise InputError(f"nu={nu!r}; expected a number above 0, at most 1")
-        if gamma is not None and not gamma > 0:
+        if gamma is not None and not check_amount("gamma", gamma) > 0:
             raise InputError(f"gamma={gamma!r}; expected a number above 0, or None")
 
     def fit(
         self,
         images: Images,
         *,
-        checkpoints: Path | None = None,  # noqa: ARG002 (a fit is quick)
+        checkpoints: str | Path | None = None,  # noqa: ARG002 (a fit is quick)
         progress: bool = True,  # noqa: ARG002
         test_images: Images | None = None,
         test_labels: NDArray[Any] | None = None,
@@ -117,11 +119,15 @@ class OCSVM(Baseline):
             scores[start : start + _ROWS] = self._rho - kernel @ self._coefficients
         return scores
 
+    @cached_property
+    def _backbone(self) -> Backbone:
+        return load_backbone(self.settings["backbone"])
+
     def _vectors(self, images: Images) -> NDArray[np.float64]:
         """Images (N, H, W, C) -> (N, D)."""
         if not self.settings["features"]:
             return images.reshape(len(images), -1) / 127.5 - 1
-        found = extract(find_images(images), load_backbone(self.settings["backbone"]))
+        found = extract(find_images(images), self._backbone)
         features = []
         for _, feature in found:
             if isinstance(feature, ImageError):
@@ -130,7 +136,9 @@ class OCSVM(Baseline):
         return root(np.stack(features)).astype(np.float64)
 
     def _state(self) -> Arrays:
+        made_by = self._backbone.fingerprint if self.settings["features"] else ""
         return {
+            "fingerprint": np.frombuffer(bytes.fromhex(made_by), np.uint8),
             "supports": self._supports,
             "coefficients": self._coefficients,
             "rho": self._rho,
@@ -138,6 +146,8 @@ class OCSVM(Baseline):
         }
 
     def _restore(self, state: Arrays) -> None:
+        if self.settings["features"]:
+            self._backbone.check_same({"fingerprint": state["fingerprint"].tobytes().hex()})
         self._supports, self._coefficients = state["supports"], state["coefficients"]
         self._rho = state["rho"]
         self.nu, self.gamma = state["chosen"].tolist()

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+from nnad.baselines import NAMES
 from nnad.errors import InputError
 
 _NETWORK = "{network}"
 OURS = ", ours"  # the end of the name of a column that is not the paper's
 FEATURES = "features"  # the system that is nothing but features and an operator
 ADAPTED = ("panda", "panda-ewc", "msad")  # features of a network that was adapted
-BASELINES = ("ocsvm", "deep-svdd", "geom", "goad", "mhrot")  # score pictures by themselves
+BASELINES = NAMES  # score pictures by themselves
 SYSTEMS = (FEATURES, *ADAPTED, *BASELINES)
 
 
