@@ -80,7 +80,7 @@ def shrunk_sq_lengths(points: Array, steps: Array, ridge: float) -> Array:
 def normalized_length(
     differences: Array, values: Array, vectors: Array, ridge: float, p: int
 ) -> Array:
-    """sum_j (|d . v_j| / sqrt(e_j + ridge))^p of differences (..., k, D), the rest as one direction.
+    """sum_j (|d . v_j| / sqrt(e_j + ridge))^p of differences (..., k, D), the rest as one more.
 
     k-NNN paper Eq. 3 with p = 1; p = 2 is the squared Mahalanobis distance.
 
