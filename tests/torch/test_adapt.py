@@ -9,7 +9,7 @@ from tiny_network import SMALL, equal, noise, tiny
 
 from nnad import training
 from nnad.adaptation import adapted, ewc
-from nnad.adaptation.adapt import adapt
+from nnad.adaptation.adapt import adapt, usual_epochs
 from nnad.adaptation.networks import load_network
 from nnad.adaptation.panda import adapt_panda
 from nnad.adaptation.pictures import read_pictures, stem_outputs
@@ -208,3 +208,11 @@ def test_other_pictures_for_the_fisher_give_another_run(tmp_path, stopped):
         run(OTHERS)
     with pytest.raises(TrainingError, match=r"its run\.fisher is"):
         run(OTHERS[:4])
+
+
+def test_epochs_are_fewer_for_many_images_on_embedded_networks():
+    counts = (10, 300, 320, 640, 800, 4800, 60_000)
+    lite = [usual_epochs("panda", "efficientnet-lite0", n) for n in counts]
+    assert lite == [15, 15, 15, 8, 6, 1, 1]
+    assert {usual_epochs("panda", "torchvision:resnet152", n) for n in counts} == {15}
+    assert {usual_epochs("panda-ewc", "efficientnet-lite0", n) for n in counts} == {50}
