@@ -391,7 +391,7 @@ main()
         ({"fisher": Path("f.safetensors")}, "fisher: goes with method='panda-ewc'"),
         ({"method": "msad", "unit": True}, "unit: MSAD"),
         ({"out": Path("net.pt")}, r"net\.pt: an adapted network is an ONNX file"),
-        ({"out": Path("nowhere/net.onnx")}, "not a place where a file can be written"),
+        ({"out": Path("nowhere/net.onnx")}, "there is no folder nowhere"),
         ({"epochs": 0}, "epochs=0"),
         ({"device": "gpu"}, "device='gpu'; choose cpu, cuda"),
         ({"device": "cuda:99"}, r"device='cuda:99': torch .* sees \d+ GPUs; it needs"),

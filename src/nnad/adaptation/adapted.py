@@ -31,8 +31,10 @@ def check_output(out: Path, *, overwrite: bool = False, checkpoint: Path | None 
     """
     if out.suffix != ".onnx":
         raise InputError(f"{out}: an adapted network is an ONNX file; end its name in .onnx")
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out}: not a place where a file can be written")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file")
     if overwrite or (checkpoint or checkpoint_of(out)).exists():
         return
     for path in (out, sidecar(out)):

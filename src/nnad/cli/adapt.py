@@ -1,12 +1,13 @@
 """`nnad adapt`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from nnad.cli.options import Geometry
-from nnad.cli.telling import tell_passed_over, tell_unread
+from nnad.cli.telling import tell_passed_over, tell_unread, visible
 from nnad.errors import BackboneError
 
 
@@ -64,10 +65,12 @@ def adapt(
         from nnad.adaptation.networks import load_network
     except ImportError as error:
         raise BackboneError(f"adapt needs {error.name}: pip install 'nnad[torch]'") from error
-    from nnad.adaptation.adapted import check_output
+    from nnad.adaptation.adapted import check_output, checkpoint_of
 
     check_output(out, overwrite=overwrite)
     tell_passed_over(good)
+    if checkpoint_of(out).exists():
+        print(f"{visible(str(out))}: goes on from its checkpoint", file=sys.stderr)
     adapted = run(
         good,
         out,
@@ -86,6 +89,6 @@ def adapt(
     )
     tell_unread(list(adapted.skipped))
     first, last = adapted.first_and_last
-    print(
-        f"{out}: {adapted.told}; mean loss of the first epoch {first:.4g}, of the last {last:.4g}"
-    )
+    left_out = f" ({len(adapted.skipped)} more cannot be read)" if adapted.skipped else ""
+    losses = f"mean loss of the first epoch {first:.4g}, of the last {last:.4g}"
+    print(f"{visible(str(out))}: {adapted.told}{left_out}; {losses}")
