@@ -48,6 +48,7 @@ def write_fisher(path, value, network=None):
     [
         ({"method": "panda", "fisher": None}, "run.method is"),
         ({"method": "msad", "fisher": None, "unit": None}, "run.method is"),
+        ({"network": tiny(name="other")}, 'run.network is "tiny", here "other"'),
         ({"network": tiny("layer4")}, 'run.train_from is "layer3", here "layer4"'),
         ({"network": tiny(seed=1)}, "run.weights is"),
         ({"images": GOOD[::-1]}, "run.data is"),

@@ -38,8 +38,8 @@ class TinyResNet(nn.Module):
         return self.fc(self.avgpool(self.layer4(self.layer3(self.layer2(x)))).flatten(1))
 
 
-def tiny(train_from=None, seed=0) -> Network:
-    return resnet(TinyResNet(seed), "tiny", SMALL, train_from)
+def tiny(train_from=None, seed=0, name="tiny") -> Network:
+    return resnet(TinyResNet(seed), name, SMALL, train_from)
 
 
 def state(network):
