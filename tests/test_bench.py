@@ -53,6 +53,7 @@ def test_the_default_stays_unless_another_gains(tree):
     seeing, other = seeing_first.rows
     assert seeing.auroc.value > 0.95 > other.auroc.value
     assert seeing_first.recommended == seeing_first.best == seeing.candidate
+    assert seeing_first.known == 0
     blind_first = bench(load_dataset(tree), backbones[::-1], modes=["image"], operators=["knn"])
     assert blind_first.recommended == seeing.candidate
     assert blind_first.gain.low > 0
@@ -67,6 +68,20 @@ def test_the_default_stays_unless_another_gains(tree):
     assert not by_grey(best, 0.49)  # may be chance
     assert (blind_first.good, blind_first.good_tested, blind_first.anomalies) == (33, 13, 10)
     assert [r.name.rpartition("/")[2] for r in blind_first.skipped] == ["broken.png"]
+
+
+def test_good_test_images_that_were_fitted_are_told(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "discs")
+    for i in (44, 45):  # two copies, one of an image that becomes a test image itself
+        other = f"{i - 44 + 2:02}.png"
+        shutil.copy(tmp_path / "discs/train/good" / other, tmp_path / f"discs/test/good/{i}.png")
+    dataset = load_dataset(tmp_path / "discs")
+    networks = [CallableBackbone(blind, size=64), load_backbone(size=64)]
+    report = bench(dataset, networks, modes=["image"], operators=["knn"])
+    assert (report.known, report.good_tested) == (1, 13)
+    command = [NNAD, "bench", tmp_path / "discs", "--operators", "knn", "--modes", "image"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "nnad: 1 of 13 good test images also among the fitted ones, bit for bit" in done.stderr
 
 
 def test_too_few_labels_choose_nothing(tree):

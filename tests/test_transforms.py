@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from nnad import transforms
 from nnad.errors import InputError
 from nnad.transforms import TRANSFORMS, fit_transform, l2, raw, root
 
@@ -40,6 +43,24 @@ def test_rows_are_independent_and_the_input_is_left_alone(name, features):
     np.testing.assert_array_equal(features, before)
     assert whole.dtype == np.float32
     assert np.isfinite(whole).all()
+
+
+@pytest.mark.parametrize("name", ["l2", "root", "log"])
+def test_blocks_change_no_bit_and_hold_the_memory_down(name, monkeypatch):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(20_000, 40)).astype(np.float32)  # 3.2 MB
+    features[7] = 0
+    transform = fit_transform(name, features)
+    monkeypatch.setattr(transforms, "_BLOCK", features.size)
+    whole = transform(features)
+    monkeypatch.setattr(transforms, "_BLOCK", 40 * 300)
+    tracemalloc.start()
+    by_blocks = transform(features)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(by_blocks, whole)
+    assert peak < 2 * features.nbytes  # the result and a little
+    np.testing.assert_array_equal(transform(np.asfortranarray(features)), whole)
 
 
 def test_log_by_hand():

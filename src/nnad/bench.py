@@ -40,6 +40,8 @@ class Report:
         data: the name of the data set.
         good: images that were fitted.
         good_tested, anomalies: images that were scored.
+        known: good test images that were fitted, too, bit for bit by every network's features: they
+            tell nothing.
         skipped: images that could not be read.
         budget: the false-alarm budget of the rows.
         rows: of all candidates, the default first.
@@ -56,6 +58,7 @@ class Report:
     good: int
     good_tested: int
     anomalies: int
+    known: int
     skipped: tuple[Result, ...]
     budget: float
     rows: tuple[Row, ...]
@@ -123,12 +126,14 @@ def bench(
         check_masks(test)
     tested: list[Tested] = []
     odd: NDArray[np.bool_] = np.empty(0, dtype=bool)
+    are_known: list[NDArray[np.bool_]] = []  # by each network
     skipped: tuple[Result, ...] = ()
     for backbone, patches in zip(backbones, unfitted, strict=True):
         images = Images(backbone, train, test, workers, progress)
         odd, skipped = dataset.is_anomaly(test)[images.rows], images.skipped
         if odd.all() or not odd.any():
             raise InputError("test: needs good images and anomalies that can be read")
+        are_known.append(images.are_known())
         tested += candidates(images, patches, modes, operators, odd, false_alarms)
     scores = np.stack([each.scores for each in tested])  # (C, T)
     best = int(np.argmax([each.row.auroc.value for each in tested]))
@@ -139,7 +144,9 @@ def bench(
     rows = tuple(each.row for each in tested)
     grey = grey_scores([source for _, source in images.named], images.test.sources)
     return Report(
-        *(dataset.name, len(images.good), int((~odd).sum()), int(odd.sum()), skipped),
+        *(dataset.name, len(images.good), int((~odd).sum()), int(odd.sum())),
+        known=int((np.all(are_known, axis=0) & ~odd).sum()),
+        skipped=skipped,
         budget=tested[0].budget,
         rows=rows,
         grey=auroc(grey[~odd], grey[odd]),

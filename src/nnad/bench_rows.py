@@ -92,6 +92,11 @@ class Images:
         of_name = dict(zip(train.names, train.sources, strict=True))
         self.named = [(name, of_name[name]) for name in good.names]
 
+    def are_known(self) -> NDArray[np.bool_]:
+        """(T,) test images whose features are those of a fitted image, bit for bit."""
+        fitted = {feature.tobytes() for feature in self.good}
+        return np.array([feature.tobytes() in fitted for feature in self.new])
+
     def patches(self, patches: Patches) -> tuple[Patches, list[Located]]:
         """Patches, fitted, and where each test image is odd."""
         patches = patches.fit(self.named, workers=self.workers, progress=self.progress)

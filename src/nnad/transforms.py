@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from nnad.errors import InputError
 
 Features = NDArray[np.float32]
+Wide = NDArray[np.float64]
+_BLOCK = 1_000_000  # numbers transformed at a time: 8 MB of float64
 
 
 def raw(features: NDArray[Any]) -> Features:
@@ -29,22 +31,31 @@ def raw(features: NDArray[Any]) -> Features:
 
 def l2(features: NDArray[Any]) -> Features:
     """(N, D) -> (N, D): x / |x|."""
-    wide = np.asarray(features, dtype=np.float64)
-    norms = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
-    norms[norms == 0] = 1
-    return np.asarray(wide / norms, dtype=np.float32)
+    return _unit_rows(features, lambda wide: wide)
 
 
 def root(features: NDArray[Any]) -> Features:
     """(N, D) -> (N, D): sign(x) sqrt|x|, then x / |x|."""
-    wide = np.asarray(features, dtype=np.float64)
-    return l2(np.sign(wide) * np.sqrt(np.abs(wide)))
+    return _unit_rows(features, lambda wide: np.sign(wide) * np.sqrt(np.abs(wide)))
 
 
 def log(features: NDArray[Any], scale: float) -> Features:
     """(N, D) -> (N, D): sign(x) log(1 + |x| / scale), then x / |x|."""
-    wide = np.asarray(features, dtype=np.float64)
-    return l2(np.sign(wide) * np.log1p(np.abs(wide) / scale))
+    return _unit_rows(features, lambda wide: np.sign(wide) * np.log1p(np.abs(wide) / scale))
+
+
+def _unit_rows(features: NDArray[Any], change: Callable[[Wide], Wide]) -> Features:
+    """Changed features (N, D), each scaled to length 1; in blocks of rows, as float64 is large."""
+    features = np.asarray(features)
+    made = np.empty(features.shape, np.float32)
+    step = max(_BLOCK // max(features.shape[1], 1), 1)
+    for start in range(0, len(features), step):
+        block = slice(start, start + step)
+        changed = change(features[block].astype(np.float64, order="C"))
+        norms = np.sqrt(np.square(changed).sum(axis=1, keepdims=True))
+        norms[norms == 0] = 1
+        made[block] = changed / norms
+    return made
 
 
 Transform = Callable[[NDArray[Any]], Features]

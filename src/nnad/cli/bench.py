@@ -81,6 +81,12 @@ def _tell(report: "Report", out: Any) -> None:
     from nnad.calibrate import round_up
 
     tell_unread(list(report.skipped))
+    if report.known:
+        print(
+            f"nnad: {report.known} of {counted(report.good_tested, 'good test image')} also among "
+            f"the fitted ones, bit for bit: they look too good",
+            file=sys.stderr,
+        )
     print(
         f"{visible(report.data)}: fitted on {counted(report.good, 'good image')}, tested on "
         f"{report.good_tested} good and {counted(report.anomalies, 'anomalous image')}; "
