@@ -359,7 +359,7 @@ main()
     done = python("from nnad.cli import main; main()", "adapt", few, *told, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "from head on, by panda, 2 epochs on 6 images, settings as published but" in done.stdout
-    assert "lr 0.05, clip_norm 0.2, unit True, seed 3 (1 more cannot be read); mean loss" in done.stdout
+    assert "unit True, seed 3 (1 more cannot be read); mean loss" in done.stdout
     assert "goes on from its checkpoint" in done.stderr
     assert "broken.jpg" in done.stderr
     network = load_network()
