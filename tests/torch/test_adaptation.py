@@ -382,7 +382,7 @@ def test_an_interrupted_adaptation_ends_in_the_same_weights(method, good, tmp_pa
     with pytest.raises(TrainingError, match=r"resumed\.onnx\.checkpoint: .* another run"):
         adapt(good[:30], out, network=tiny(), **settings)
     if kept:
-        with pytest.raises(TrainingError, match="its run.settings.views is 4, here 5"):
+        with pytest.raises(TrainingError, match=r"its run\.settings\.views is 4, here 5"):
             adapt(good, out, network=tiny(), **settings | {"views": 5})
     assert equal(run(out), whole)
     assert not Path(f"{out}.checkpoint").exists()
