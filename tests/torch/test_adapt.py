@@ -215,5 +215,7 @@ def test_epochs_are_fewer_for_many_images_on_embedded_networks():
     counts = (10, 300, 320, 640, 800, 4800, 60_000)
     lite = [usual_epochs("panda", "efficientnet-lite0", n) for n in counts]
     assert lite == [15, 15, 15, 8, 6, 1, 1]
+    lite = [usual_epochs("msad", "efficientnet-lite0", n) for n in counts]
+    assert lite == [20, 10, 9, 5, 4, 1, 1]
     assert {usual_epochs("panda", "torchvision:resnet152", n) for n in counts} == {15}
     assert {usual_epochs("panda-ewc", "efficientnet-lite0", n) for n in counts} == {50}

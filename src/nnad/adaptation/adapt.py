@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnad.adaptation import ewc
+from nnad.adaptation import ewc, msad
 from nnad.adaptation.adapted import check_output, checkpoint_of, save_network
-from nnad.adaptation.msad import adapt_msad
 from nnad.adaptation.networks import Network, load_network
-from nnad.adaptation.panda import BATCH_SIZE, adapt_panda
+from nnad.adaptation.panda import adapt_panda
 from nnad.adaptation.pictures import read_pictures, stem_outputs
 from nnad.efficientnet import VARIANTS
 from nnad.errors import InputError, counted
@@ -20,10 +19,12 @@ from nnad.images import Source
 from nnad.results import Result
 from nnad.training import digest, torch_device
 
-# what moves the embedded networks, chosen in benchmarks/panda.py; others take the paper's
+# what moves the embedded networks, chosen in benchmarks/panda.py; others take the papers'
 EMBEDDED: dict[str, Any] = {"lr": 0.1, "clip_norm": 0.3, "unit": True}
+EMBEDDED_MSAD: dict[str, Any] = {"lr": 0.3, "angular": 3.0, "views": 8}
 METHODS = {"panda": 15, "panda-ewc": 50, "msad": 20}  # and their epochs
-_STEPS = 150  # of PANDA on the embedded networks: 15 epochs of 300 images, as chosen there
+# pictures shown to the embedded networks: 150 batches, and 10 epochs of 300, as chosen there
+_SHOWN = {"panda": 150 * 32, "msad": 10 * 300}
 
 
 class Adapted(NamedTuple):
@@ -59,6 +60,8 @@ def adapt(
     lr: float | None = None,
     clip_norm: float | None = None,
     unit: bool | None = None,
+    views: int | None = None,
+    angular: float | None = None,
     fisher: str | Path | None = None,
     fisher_images: Source | Iterable[Source] | None = None,
     seed: int = 0,
@@ -79,8 +82,12 @@ def adapt(
         method: `panda`, `panda-ewc` or `msad`.
         network: see `load_network`; `efficientnet-lite0` by default. It is trained in place.
         epochs: by default 15, 50 for `panda-ewc`, 20 for `msad`; see `usual_epochs`.
-        lr, clip_norm, unit: see `adapt_panda` and `adapt_msad`. By default they are `EMBEDDED` for
-            PANDA on the embedded networks, which the paper's hardly move, and else the paper's.
+        lr, clip_norm, unit, angular: see `adapt_panda` and `adapt_msad`. By default they are
+            `EMBEDDED` or `EMBEDDED_MSAD` for the embedded networks, which the papers' hardly move,
+            and else the papers'.
+        views: for `msad`, so many of each image are drawn once, and each step takes two of them,
+            see `nnad.adaptation.msad.kept_pairs`; 0: new ones in each step, as published, through
+            the whole network. 8 by default for the embedded networks, else 0.
         fisher: for `panda-ewc`, a file, see `nnad.adaptation.ewc.read_fisher`.
         fisher_images: or images of the pretraining's task to estimate it from. Without either the
             Fisher diagonal is uniform, which is L2-SP and told as such.
@@ -102,6 +109,8 @@ def adapt(
         raise InputError("fisher: goes with method='panda-ewc'")
     if method == "msad" and unit is not None:
         raise InputError("unit: MSAD compares directions anyway; it goes with panda")
+    if method != "msad" and (views, angular) != (None, None):
+        raise InputError("views, angular: go with method='msad'")
     out = Path(out)
     checkpoint = checkpoint_of(out) if checkpoint is None else Path(checkpoint)
     check_output(out, overwrite=overwrite, checkpoint=checkpoint)
@@ -110,12 +119,19 @@ def adapt(
     pictures = read_pictures(images, network.preprocessing, progress=progress)
     if epochs is None:
         epochs = usual_epochs(method, network.name, len(pictures.names))
-    chosen: dict[str, Any] = {"lr": lr, "clip_norm": clip_norm, "unit": unit}
+    chosen: dict[str, Any] = {
+        "lr": lr,
+        "clip_norm": clip_norm,
+        "unit": unit,
+        "views": views,
+        "angular": angular,
+    }
     given = {key: value for key, value in chosen.items() if value is not None}
-    if method != "msad" and network.name in VARIANTS:
-        given = EMBEDDED | given
+    if network.name in VARIANTS:
+        given = (EMBEDDED_MSAD if method == "msad" else EMBEDDED) | given
+    views = given.get("views", 0)
     settings: dict[str, Any] = {
-        **given,
+        **{key: value for key, value in given.items() if key != "views"},
         "epochs": epochs,
         "seed": seed,
         "checkpoint": checkpoint,
@@ -133,10 +149,13 @@ def adapt(
     told = f"by {method}, {counted(epochs, 'epoch')} on {counted(len(pictures.names), 'image')}"
     steps = ", ".join(f"{key} {value}" for key, value in given.items())
     told += ", settings as published" + (f" but {steps}" if steps else "")
+    outputs = stem_outputs(network, pictures.pixels, progress=progress)
     if method == "msad":
-        losses = adapt_msad(network, pictures.pixels, **settings)
+        pairs = msad.new_pairs(network, pictures.pixels)
+        if views:
+            pairs = msad.kept_pairs(network, pictures.pixels, views, seed=seed, progress=progress)
+        losses = msad.adapt_msad(network, outputs, pairs, **settings)
     else:
-        outputs = stem_outputs(network, pictures.pixels, progress=progress)
         penalty = None
         if method == "panda-ewc":
             held = _fisher(network, fisher, fisher_images, seed, progress)
@@ -167,9 +186,9 @@ def usual_epochs(method: str, network: str, images: int) -> int:
     epoch, not 15.
     """
     most = METHODS[method]
-    if method != "panda" or network not in VARIANTS:
+    if method not in _SHOWN or network not in VARIANTS:
         return most
-    return min(most, max(1, round(_STEPS * BATCH_SIZE / images)))
+    return min(most, max(1, round(_SHOWN[method] / images)))
 
 
 def _fisher(
