@@ -12,13 +12,15 @@ so far; beside them, as JSON, whose run it is and how far it has come.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -79,7 +81,8 @@ def train(
 
     Raises:
         InputError: an argument is out of range.
-        TrainingError: a loss is not finite; or the checkpoint cannot be read or is another run's.
+        TrainingError: a loss is not finite; or the checkpoint cannot be read, is another run's, or
+            is being written by one.
     """
     for name, count in (("items", items), ("epochs", epochs), ("batch_size", batch_size)):
         check_count(name, count)
@@ -93,7 +96,10 @@ def train(
     order = torch.empty(0, dtype=torch.int64)
     losses: list[float] = []
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        _alone(checkpoint),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
             state = _read(checkpoint, told)
@@ -153,6 +159,25 @@ def identity(run: Mapping[str, Any] | None, data: NDArray[Any]) -> dict[str, Any
     """
     told = dict(run or {})
     return told if "data" in told else {**told, "data": digest(data)}
+
+
+@contextmanager
+def _alone(checkpoint: Path | None) -> Iterator[None]:
+    """Keep other runs from the same checkpoint."""
+    if checkpoint is None:
+        yield
+        return
+    path = checkpoint.with_name(f".{checkpoint.name}.lock")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(f"{checkpoint}: another run is writing it; wait for its end") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def digest(*arrays: NDArray[Any]) -> str:

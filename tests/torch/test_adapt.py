@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_network import SMALL, equal, noise, tiny
@@ -219,3 +220,10 @@ def test_epochs_are_fewer_for_many_images_on_embedded_networks():
     assert lite == [20, 10, 9, 5, 4, 1, 1]
     assert {usual_epochs("panda", "torchvision:resnet152", n) for n in counts} == {15}
     assert {usual_epochs("panda-ewc", "efficientnet-lite0", n) for n in counts} == {50}
+
+
+def test_pictures_that_are_all_the_same_are_refused(tmp_path):
+    grey = np.full((40, 40, 3), 128, np.uint8)
+    with pytest.raises(InputError, match="to the network they are all the same picture"):
+        adapt([grey] * 5, tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())

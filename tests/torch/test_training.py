@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
@@ -206,6 +207,17 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, cut):
         TrainingError, match=r"run\.safetensors: not a checkpoint, or a damaged one"
     ):
         run(path)
+
+
+def test_a_second_run_of_the_same_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    with (
+        FileLock(tmp_path / ".run.safetensors.lock"),
+        pytest.raises(TrainingError, match="another run is writing it; wait for its end"),
+    ):
+        run(path)
+    run(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -117,6 +117,8 @@ def adapt(
     place = torch_device(device)
     network = network or load_network()
     pictures = read_pictures(images, network.preprocessing, progress=progress)
+    if (pictures.pixels == pictures.pixels[0]).all():
+        raise InputError("good images: to the network they are all the same picture")
     if epochs is None:
         epochs = usual_epochs(method, network.name, len(pictures.names))
     chosen: dict[str, Any] = {

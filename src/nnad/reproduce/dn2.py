@@ -293,8 +293,8 @@ TABLES = (
         by_row=True,
         notes=(
             "k and the numbers of images are clipped to those there are. Three draws of few "
-            "images; one of odd images, which are added to all normal ones. GEOM on FashionMNIST is "
-            "not shown, as in the paper."
+            "images; one of odd images, which are added to all normal ones. GEOM on FashionMNIST "
+            "is not shown, as in the paper."
         ),
     ),
     Table(

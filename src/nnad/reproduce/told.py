@@ -121,7 +121,8 @@ def _comparisons(run: Run) -> list[str]:
             main = run.table.main if column.endswith(OURS) else ""
             other = run.table.against.get(column, main)
             if other in columns and (told := _compared(cells, columns[other], run.table)):
-                rows.append(f"| {data}{', ' * bool(row)}{row} | {column} | {other} | {told} |")
+                where = row if data in row else ", ".join(filter(None, (data, row)))
+                rows.append(f"| {where} | {column} | {other} | {told} |")
     if not rows:
         return []
     head = "| data | is this better | than this? | difference | 95 % interval | p | units |\n"
