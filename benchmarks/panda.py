@@ -71,8 +71,6 @@ ANGULAR_GRID: list[dict[str, Any]] = [
     {"lr": 0.3, "angular": 1.0, "epochs": 10, "views": 8},
     {"lr": 0.3, "angular": 3.0, "epochs": 10, "views": 8},
     {"lr": 0.1, "angular": 10.0, "epochs": 10, "views": 8},
-    {"lr": 0.3, "angular": 10.0, "epochs": 10, "views": 8},
-    {"lr": 0.3, "angular": 3.0, "epochs": 20, "views": 8},
 ]
 GRIDS = {"panda": PANDA_GRID, "msad": MSAD_GRID, "msad_angular": ANGULAR_GRID}
 
