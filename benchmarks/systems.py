@@ -1,19 +1,15 @@
 """The papers' other systems and nearest neighbours in one table: AUROC and time to fit.
 
-Each class in turn is good. `--preset small` uses development images (official training splits):
-the first three classes of CIFAR-10 and Fashion-MNIST, 500 images to fit, 150 good and 150 odd ones
-to score. It shows that everything works and roughly what it costs on one core; networks that are
-thin and trained for an epoch say nothing about what the papers' are worth. For that:
+    python benchmarks/systems.py --data DIR --fashion-mnist DIR
 
-    python benchmarks/systems.py --preset small --data DIR --fashion-mnist DIR
-    python benchmarks/systems.py --preset paper --device cuda --cifar10 DIR
-    python benchmarks/systems.py --preset paper --device cuda --cifar100 DIR   (coarse classes)
-    python benchmarks/systems.py --preset paper --device cuda --fashion-mnist DIR
-    python benchmarks/systems.py --preset paper --device cuda --mvtec DIR
+Each class in turn is good. Development images (official training splits): the first three classes
+of CIFAR-10 and Fashion-MNIST, 500 images to fit, 150 good and 150 odd ones to score. Presets are
+`small`: it shows that everything works and roughly what it costs on one core, not what the papers'
+systems are worth. For that: `nnad reproduce dn2 --table 1 --system all`.
 
 A run that was killed goes on where it was: finished cells are kept in --cells, and so are the
-checkpoints of the one under way; --finished makes the table of those that there are. Core minutes
-are processor time, so that a busy machine tells the same; with a GPU look at the wall minutes.
+checkpoints of the one under way. Core minutes are processor time, so that a busy machine tells the
+same; those of cells that went on after a kill are left out.
 """
 
 import argparse
@@ -33,7 +29,6 @@ from provenance import write_rows
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-import nnad.datasets
 from nnad.backbones import Backbone, load_backbone
 from nnad.baselines import make_baseline, read_images
 from nnad.features import extract
@@ -41,14 +36,21 @@ from nnad.files import cache_folder, replacing
 from nnad.fitted import Fitted
 from nnad.image_files import find_images
 from nnad.operators import make_operator
+from nnad.reproduce.store import commit
 
 SEED = 0
 TRAIN, TEST, CLASSES = 500, 150, 3  # of a small cell
-SIDE, MVTEC_SIDE = 32, 224
-NEIGHBOURS = {  # on features of the embedded backbone: transform and operator
-    "DN2 (Lite0)": ("raw", "knn"),
-    "k-NNN (Lite0)": ("root", "knnn"),
-    "nnad auto (Lite0)": ("root", "auto"),
+SIDE = 32
+NEIGHBOURS = {  # on features of Lite0: how it was adapted, transform, operator
+    "DN2: k-NN (Lite0, raw)": ("", "raw", "knn"),
+    "k-NN (Lite0, l2)": ("", "l2", "knn"),
+    "k-NN (Lite0, root)": ("", "root", "knn"),
+    "k-NNN (Lite0, root)": ("", "root", "knnn"),
+    "auto (Lite0, root)": ("", "root", "auto"),
+    "PANDA: k-NN (Lite0, l2)": ("panda", "l2", "knn"),
+    "PANDA: k-NNN (Lite0, l2)": ("panda", "l2", "knnn"),
+    "PANDA: auto (Lite0, root)": ("panda", "root", "auto"),
+    "MSAD: k-NN (Lite0, l2)": ("msad", "l2", "knn"),
 }
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "ocsvm": ("ocsvm", {}),
@@ -59,8 +61,7 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "goad": ("goad", {}),
     "mhrot": ("mhrot", {}),
 }
-ADAPTED = {"panda": "l2", "msad": "l2"}  # Lite0, adapted to the good images: transform
-EMBEDDED: dict[tuple[str, str], tuple[Any, Any, tuple[float, float]]] = {}
+EMBEDDED: dict[tuple[str, str, str], tuple[Any, Any, tuple[float, float]]] = {}
 Scored = tuple[str, NDArray[np.float64], float, float]  # title, scores, core and wall minutes
 
 
@@ -93,26 +94,6 @@ def _small(data: str, names: list[str], by_class: list[list[Any]]) -> Iterator[T
         yield Task(data, names[good], by_class[good][:TRAIN], [*mine, *odd], is_odd)
 
 
-def official_tasks(arguments: argparse.Namespace) -> Iterator[Task]:
-    if arguments.cifar10:
-        yield from _one_class(nnad.datasets.cifar10(arguments.cifar10))
-    if arguments.cifar100:
-        yield from _one_class(nnad.datasets.cifar100(arguments.cifar100))
-    if arguments.fashion_mnist:
-        yield from _one_class(nnad.datasets.fashion_mnist(arguments.fashion_mnist))
-    if arguments.mvtec:
-        for name, data in nnad.datasets.mvtec_ad(arguments.mvtec).items():
-            odd = data.is_anomaly(data.test)
-            yield Task("MVTec AD", name, data.good_train().sources, data.test.sources, odd)
-
-
-def _one_class(data: nnad.datasets.Dataset) -> Iterator[Task]:
-    for name in data.classes:
-        one = data.with_good(name)
-        odd = one.is_anomaly(one.test)
-        yield Task(data.name, name, one.good_train().sources, one.test.sources, odd)
-
-
 def pixels(images: Sequence[Any], side: int) -> NDArray[np.uint8]:
     """(N, H, W, C); grey arrays stay as they are."""
     if isinstance(images[0], np.ndarray) and images[0].ndim == 2:
@@ -120,14 +101,10 @@ def pixels(images: Sequence[Any], side: int) -> NDArray[np.uint8]:
     return read_images(list(images), side)[0]
 
 
-def baseline_cell(system: str, task: Task, arguments: argparse.Namespace, folder: Path) -> Scored:
+def baseline_cell(system: str, task: Task, folder: Path) -> Scored:
     name, settings = BASELINES[system]
-    preset = arguments.preset
-    if system == "mhrot" and preset == "paper" and task.data != "MVTec AD":
-        preset = "32px reconstruction"
-    side = MVTEC_SIDE if system == "mhrot" and task.data == "MVTec AD" else SIDE
-    baseline = make_baseline(name, preset, seed=SEED, device=arguments.device, **settings)
-    train, test = pixels(task.train, side), pixels(task.test, side)
+    baseline = make_baseline(name, "small", seed=SEED, **settings)
+    train, test = pixels(task.train, SIDE), pixels(task.test, SIDE)
     labels: dict[str, Any] = {}
     if settings.get("hindsight"):
         labels = {"test_images": test, "test_labels": task.odd}
@@ -136,29 +113,27 @@ def baseline_cell(system: str, task: Task, arguments: argparse.Namespace, folder
     return baseline.full_title, baseline.score(test), *watch.minutes
 
 
-def neighbour_cell(system: str, task: Task, _arguments: argparse.Namespace, _f: Path) -> Scored:
-    transform, operator = NEIGHBOURS[system]
-    key = task.data, task.part
-    if key not in EMBEDDED:  # the same for all of these systems
+def neighbour_cell(system: str, task: Task, folder: Path) -> Scored:
+    """Of the network as it is, or adapted; systems with the same network share its features."""
+    method, transform, operator = NEIGHBOURS[system]
+    key = method, task.data, task.part
+    if key not in EMBEDDED:
         with Watch() as watch:
-            train = embedded(task.train, load_backbone())
-        EMBEDDED[key] = train, embedded(task.test, load_backbone()), watch.minutes
+            backbone = adapted(method, task, folder) if method else load_backbone()
+            train = embedded(task.train, backbone)
+        EMBEDDED[key] = train, embedded(task.test, backbone), watch.minutes
     train, test, (core, wall) = EMBEDDED[key]
     with Watch() as watch:
         fitted = Fitted(train, transform, make_operator(operator))
     return system, fitted.score(test), core + watch.minutes[0], wall + watch.minutes[1]
 
 
-def adapted_cell(system: str, task: Task, _arguments: argparse.Namespace, folder: Path) -> Scored:
-    adapt = importlib.import_module("nnad.adaptation.adapt").adapt
+def adapted(method: str, task: Task, folder: Path) -> Backbone:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / "adapted.onnx"
-    with Watch() as watch:
-        adapt(list(task.train), out, method=system, seed=SEED, overwrite=True)
-        backbone = load_backbone(f"onnx:{out}")
-        fitted = Fitted(embedded(task.train, backbone), ADAPTED[system], make_operator("knn"))
-    scores = fitted.score(embedded(task.test, backbone))
-    return f"{system.upper()} (Lite0)", scores, *watch.minutes
+    adapt = importlib.import_module("nnad.adaptation.adapt").adapt
+    adapt(list(task.train), out, method=method, seed=SEED, overwrite=True)
+    return load_backbone(f"onnx:{out}")
 
 
 def embedded(images: Sequence[Any], backbone: Backbone) -> NDArray[np.float32]:
@@ -178,24 +153,26 @@ class Watch:
         self.minutes = (time.process_time() - core) / 60, (time.monotonic() - wall) / 60
 
 
-def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """A row; from `arguments.cells` if it was made before. None if it was not, with --finished."""
+def cell(system: str, task: Task, cells: Path) -> dict[str, Any]:
+    """A row; from the folder of cells if it was made before."""
     made: dict[str, Callable[..., Scored]] = {
         **dict.fromkeys(NEIGHBOURS, neighbour_cell),
-        **dict.fromkeys(ADAPTED, adapted_cell),
         **dict.fromkeys(BASELINES, baseline_cell),
     }
-    what = [system, task.data, task.part, len(task.train), len(task.test), arguments.preset]
-    if system in BASELINES:  # its settings
+    what = [system, task.data, task.part, len(task.train), len(task.test)]
+    if system in BASELINES:  # what it depends on
         name, settings = BASELINES[system]
-        what.append(repr(make_baseline(name, arguments.preset, **settings)))
-    key = hashlib.sha256(json.dumps([*what, arguments.device]).encode()).hexdigest()[:16]
-    path = arguments.cells / f"{key}.json"
-    if arguments.finished and not path.exists():
-        return None
+        what.append(repr(make_baseline(name, "small", **settings)))
+    elif method := NEIGHBOURS[system][0]:
+        module = importlib.import_module("nnad.adaptation.adapt")
+        own = module.EMBEDDED_MSAD if method == "msad" else module.EMBEDDED
+        epochs = module.usual_epochs(method, "efficientnet-lite0", len(task.train))
+        what += [own, epochs]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    path = cells / f"{key}.json"
     if not path.exists():
-        resumed = (arguments.cells / key).exists()
-        title, scores, core, wall = made[system](system, task, arguments, arguments.cells / key)
+        resumed = (cells / key).exists()
+        title, scores, core, wall = made[system](system, task, cells / key)
         row = {
             "data": task.data,
             "part": task.part,
@@ -206,8 +183,10 @@ def cell(system: str, task: Task, arguments: argparse.Namespace) -> dict[str, An
             "auroc": 100 * roc_auc_score(task.odd, scores),
             "core_minutes": core,
             "wall_minutes": wall,
-            "resumed": resumed,
+            "commit_of_cell": commit(),
         }
+        if resumed:
+            row["core_minutes"] = row["wall_minutes"] = float("nan")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(json.dumps(row).encode())
@@ -224,46 +203,36 @@ def means(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for _, same in groupby(ordered, key=lambda row: row["system"]):
             parts = list(same)
             middle = {
-                key: float(np.mean([row[key] for row in parts]))
+                key: float(np.nanmean([row[key] for row in parts]))
                 for key in ("auroc", "core_minutes", "wall_minutes")
             }
-            first = {**parts[0], "part": f"mean of {len(parts)}", **middle}
-            yield {**first, "resumed": any(row["resumed"] for row in parts)}
+            commits = " ".join(sorted({row["commit_of_cell"] for row in parts}))
+            told = {"part": f"mean of {len(parts)}", "commit_of_cell": commits}
+            yield {**parts[0], **middle, **told}
 
 
 def main() -> None:
-    systems = (*NEIGHBOURS, *ADAPTED, *BASELINES)
+    systems = (*NEIGHBOURS, *BASELINES)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=("small", "paper"), default="small")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--systems", nargs="+", choices=systems, default=systems)
     parser.add_argument("--cells", type=Path, default=cache_folder() / "systems")
-    parser.add_argument("--finished", action="store_true")
-    parser.add_argument("--data", type=Path, help="small: the folder that holds cifar10/train")
-    parser.add_argument("--fashion-mnist", type=Path, help=FASHION_MNIST_HELP)
-    for name in ("cifar10", "cifar100", "mvtec"):
-        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of cifar10/train")
+    parser.add_argument("--fashion-mnist", type=Path, required=True, help=FASHION_MNIST_HELP)
     arguments = parser.parse_args()
-    if arguments.device == "cpu":
-        importlib.import_module("torch").set_num_threads(arguments.threads)
-    if arguments.preset == "small":
-        tasks = list(small_tasks(arguments.data, arguments.fashion_mnist))
-    else:
-        tasks = list(official_tasks(arguments))
+    importlib.import_module("torch").set_num_threads(arguments.threads)
+    tasks = list(small_tasks(arguments.data, arguments.fashion_mnist))
     with threadpool_limits(arguments.threads):
-        made = [cell(system, task, arguments) for task in tasks for system in arguments.systems]
-    rows = sorted((row for row in made if row), key=lambda row: row["data"])
+        made = [
+            cell(system, task, arguments.cells) for system in arguments.systems for task in tasks
+        ]
+    rows = sorted(made, key=lambda row: row["data"])
+    numbers = {"auroc": 1, "core_minutes": 2, "wall_minutes": 2}
     told = [
-        {
-            **row,
-            "auroc": f"{row['auroc']:.1f}",
-            "core_minutes": f"{row['core_minutes']:.2f}",
-            "wall_minutes": f"{row['wall_minutes']:.2f}",
-        }
+        {**row, **{key: f"{row[key]:.{digits}f}" for key, digits in numbers.items()}}
         for row in means(rows)
     ]
-    write_rows("systems" if arguments.preset == "small" else "systems_paper", told)
+    write_rows("systems", told)
 
 
 if __name__ == "__main__":

@@ -115,9 +115,11 @@ def baseline_features(
 
 
 def _pictures(data: str, sources: Sequence[Source]) -> NDArray[np.uint8]:
-    """(N, side, side, 3)."""
+    """(N, side, side, 3); grey pixels in memory, as of MNIST, stay (N, 28, 28, 1)."""
     from nnad.baselines import read_images
 
+    if isinstance(sources[0], np.ndarray) and sources[0].ndim == 2:
+        return np.stack([np.asarray(source) for source in sources])[..., None]
     images, _, errors = read_images(list(sources), _size(data))
     if errors:
         raise errors[0]
