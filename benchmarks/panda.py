@@ -3,8 +3,9 @@
     python benchmarks/panda.py --data DIR --fashion-mnist DIR --search M
     python benchmarks/panda.py --data DIR --fashion-mnist DIR
 
-M is `panda`, `msad` or `msad_angular`, with the angular centre loss. The images are those of benchmarks/tasks.py, from the official training split: 800 good ones of a
-class, of which the first 300 are learnt from here, 200 more and 600 of the other classes to score.
+M is `panda`, `msad` or `msad_angular`, with the angular centre loss. The images are those of
+benchmarks/tasks.py, from the official training split: 800 good ones of a class, of which the first
+300 are learnt from here, 200 more and 600 of the other classes to score.
 --search compares settings on three classes (airplane, cat, frog): the settings are chosen with
 labelled images, those of the development split. Without it the network as it is is compared with
 the network adapted with the chosen settings by PANDA and MSAD, and by PANDA on the first half of

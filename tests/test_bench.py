@@ -67,6 +67,7 @@ def test_the_default_stays_unless_another_gains(tree):
     assert not by_grey(best - 0.06, 0.8)
     assert not by_grey(best, 0.49)  # may be chance
     assert (blind_first.good, blind_first.good_tested, blind_first.anomalies) == (33, 13, 10)
+    assert blind_first.masked == 10
     assert [r.name.rpartition("/")[2] for r in blind_first.skipped] == ["broken.png"]
 
 

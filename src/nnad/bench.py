@@ -19,7 +19,7 @@ from nnad.bench_rows import Candidate, Images, Row, Tested, candidates
 from nnad.choice import chosen_gain
 from nnad.combined import MODES
 from nnad.datasets import Dataset
-from nnad.errors import BackboneError, InputError
+from nnad.errors import BackboneError, InputError, counted
 from nnad.evaluate import Estimate, auroc
 from nnad.labelled import LEAST, check_masks, grey_scores, held_out
 from nnad.located import SIZE, Patches, maps_of
@@ -40,6 +40,7 @@ class Report:
         data: the name of the data set.
         good: images that were fitted.
         good_tested, anomalies: images that were scored.
+        masked: anomalies that have a mask; maps are measured on these and the good images.
         known: good test images that were fitted, too, bit for bit by every network's features: they
             tell nothing.
         skipped: images that could not be read.
@@ -58,6 +59,7 @@ class Report:
     good: int
     good_tested: int
     anomalies: int
+    masked: int
     known: int
     skipped: tuple[Result, ...]
     budget: float
@@ -132,9 +134,11 @@ def bench(
         images = Images(backbone, train, test, workers, progress)
         odd, skipped = dataset.is_anomaly(test)[images.rows], images.skipped
         if odd.all() or not odd.any():
-            raise InputError("test: needs good images and anomalies that can be read")
+            told = f"{counted(int((~odd).sum()), 'good image')} and {int(odd.sum())} anomalies"
+            raise InputError(f"test: needs good images and anomalies; {told} can be read")
         are_known.append(images.are_known())
         tested += candidates(images, patches, modes, operators, odd, false_alarms)
+    masks = images.test.masks
     scores = np.stack([each.scores for each in tested])  # (C, T)
     best = int(np.argmax([each.row.auroc.value for each in tested]))
     gain = None
@@ -145,6 +149,7 @@ def bench(
     grey = grey_scores([source for _, source in images.named], images.test.sources)
     return Report(
         *(dataset.name, len(images.good), int((~odd).sum()), int(odd.sum())),
+        masked=sum(mask is not None and bool(o) for mask, o in zip(masks, odd, strict=True)),
         known=int((np.all(are_known, axis=0) & ~odd).sum()),
         skipped=skipped,
         budget=tested[0].budget,
@@ -153,7 +158,7 @@ def bench(
         best=rows[best].candidate,
         gain=gain,
         recommended=rows[best if worth else 0].candidate,
-        reason=_reason(gain, worth),
+        reason=_reason(gain, worth, len(tested), int((~odd).sum()), int(odd.sum())),
     )
 
 
@@ -167,11 +172,11 @@ def _patches_of(backbone: Backbone, size: int, tiles: Tiles | None) -> Patches:
         ) from None
 
 
-def _reason(gain: Estimate | None, worth: bool) -> str:
+def _reason(gain: Estimate | None, worth: bool, candidates: int, good: int, odd: int) -> str:
     if gain is None:
         return (
             f"a choice by labels needs two candidates, {LEAST} good test images and {LEAST} "
-            f"anomalies: the default"
+            f"anomalies; here are {candidates}, {good} and {odd}: the default"
         )
     told = (
         f"what one half of them chose gained {gain.value:+.3f} AUROC over the default on the other "

@@ -103,7 +103,8 @@ def _tell(report: "Report", out: Any) -> None:
     pixels = [row for row in report.rows if row.pixels]
     if pixels and pixels[0].pixels:
         auroc, ap, pro = pixels[0].pixels
-        print(f"maps: pixel AUROC {auroc:.3f}, AP {ap:.3f}, PRO {pro:.3f}", file=out)
+        masked = f"{report.masked} of {report.anomalies} anomalies have a mask"
+        print(f"maps: pixel AUROC {auroc:.3f}, AP {ap:.3f}, PRO {pro:.3f}; {masked}", file=out)
     print(f"grey levels alone: {report.grey}", file=out)
     if report.may_be_light:
         print("   light may be all that differs here: the rows may say little of defects", file=out)
