@@ -28,7 +28,8 @@ def computed(
     Args:
         jobs: to do.
         labels: of the data sets.
-        workers: processes; by default one for each core, but no more than memory has room for.
+        workers: processes; by default one for each core, but no more than memory has room for, and
+            one for a GPU.
         progress: show a bar on a terminal.
 
     Raises:
@@ -56,7 +57,12 @@ def computed(
 
 
 def _that_fit(jobs: Sequence[Job]) -> int:
-    """One for each core, but no more than the free memory allows, where the system tells it."""
+    """One for each core, but no more than the free memory allows, where the system tells it.
+
+    One where something is trained on a GPU.
+    """
+    if any(job.folder and job.device != "cpu" for job in jobs):
+        return 1
     cores = usable_cores()
     largest = max((job.train.stat().st_size for job in jobs if job.train), default=0)
     with suppress(OSError, StopIteration):
