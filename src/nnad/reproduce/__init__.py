@@ -8,8 +8,11 @@
 | `features`   | their features, on disk                                                       |
 | `trained`    | systems that learn: PANDA, MSAD, OC-SVM, Deep SVDD, GEOM, GOAD, MHRot         |
 | `compute`    | a cell -> the scores of its test images                                       |
+| `workers`    | cells in several processes                                                    |
+| `keys`       | what a cell depends on, as a key                                              |
 | `store`      | all cells that were computed: one CSV file, and their scores                  |
 | `statistics` | bootstrap intervals, and a paired test across classes                         |
+| `settings`   | what a run is asked, and what came of it                                      |
 | `run`        | what is missing is computed, in parallel; then the table is written           |
 | `told`       | a table as Markdown                                                           |
 | `figures`    | pictures                                                                      |
