@@ -31,11 +31,13 @@ def markdown(run: Run, command: str, *, picture: bool = False) -> str:
     blocks = [f"# {table.title}", f"{table.caption}.", f"    {command}"]
     if table.entries:
         blocks.append(_grid(run))
-        blocks.append(
-            "Mean image AUROC, its 95 % interval by bootstrap over the test images (too narrow "
-            "where these are few, or the AUROC is 1), the paper's number and the difference. A "
-            "number alone is the paper's."
+        legend = (
+            "Mean image AUROC and its 95 % interval by bootstrap over the test images (too narrow "
+            "where these are few, or the AUROC is 1)"
         )
+        if any(entry.paper is not None for entry in table.entries):
+            legend += ", the paper's number and the difference; a number alone is the paper's"
+        blocks.append(f"{legend}.")
     if picture:
         blocks.append(f"![{table.caption}]({table.name}.png)")
     blocks += filter(None, (_computed_with(run), table.notes))
