@@ -19,12 +19,13 @@ import torch
 from provenance import write_rows
 from torch import nn
 
-from nnad.adaptation.adapt import EMBEDDED
+from nnad.adaptation.adapt import EMBEDDED as CHOSEN
 from nnad.adaptation.networks import load_network
 from nnad.adaptation.panda import BATCH_SIZE, MOMENTUM, WEIGHT_DECAY, adapt_panda, compactness
 from nnad.adaptation.pictures import stem_outputs
 
 SEED = 0
+EMBEDDED = CHOSEN["panda"]
 
 
 def through_the_whole(pixels: Any, train_from: str, epochs: int) -> tuple[list[float], list[float]]:

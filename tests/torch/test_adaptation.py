@@ -18,7 +18,13 @@ from nnad import Detector, load_backbone, training
 from nnad.adaptation import ewc
 from nnad.adaptation.adapt import adapt
 from nnad.adaptation.adapted import save_network
-from nnad.adaptation.msad import adapt_msad, augmented, mean_shifted_contrastive
+from nnad.adaptation.msad import (
+    adapt_msad,
+    augmented,
+    kept_pairs,
+    mean_shifted_contrastive,
+    new_pairs,
+)
 from nnad.adaptation.networks import Network, load_network, resnet
 from nnad.adaptation.panda import adapt_panda, compactness
 from nnad.adaptation.pictures import read_pictures, stem_outputs, tail_features
@@ -78,6 +84,12 @@ def train(network, pixels, **changes):
     return adapt_panda(network, stem_outputs(network, pixels), **settings)
 
 
+def contrast(network, pixels, views=0, seed=0, **changes):
+    pairs = kept_pairs(network, pixels, views, seed=seed) if views else new_pairs(network, pixels)
+    settings = {"epochs": 1, "lr": 0.1, "seed": seed} | changes
+    return adapt_msad(network, stem_outputs(network, pixels), pairs, **settings)
+
+
 def adapted_backbone(path, **options):
     with pytest.warns(ImageWarning, match="adapted to good images; fit on others"):
         return load_backbone(path, **options)
@@ -114,7 +126,7 @@ def test_all_of_the_tail_moves_and_nothing_else(train_from, method, pixels):
     }
     before = state(network)
     if method == "msad":
-        losses = adapt_msad(network, pixels, epochs=2, lr=0.1)
+        losses = contrast(network, pixels, epochs=2)
     else:
         penalty = ewc.Penalty(network) if method == "panda-ewc" else None
         losses = train(network, pixels, penalty=penalty)
@@ -190,14 +202,14 @@ def test_cached_outputs_of_the_stem_change_nothing(pixels):
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["panda", "msad"])
+@pytest.mark.parametrize("method", ["panda", "msad", "msad of kept views"])
 def test_equal_seeds_equal_weights(method, pixels):
     def run(seed):
         network = tiny()
         if method == "panda":
             train(network, pixels, seed=seed)
         else:
-            adapt_msad(network, pixels, epochs=1, lr=0.1, seed=seed)
+            contrast(network, pixels, 4 if "views" in method else 0, seed)
         return network
 
     one, same, other = run(1), run(1), run(2)
@@ -208,13 +220,39 @@ def test_equal_seeds_equal_weights(method, pixels):
 def test_views_are_drawn_from_torch_and_differ(pixels):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        one, two = augmented(pixels[0]), augmented(pixels[0])
+        one, two = (augmented(pixels[0], torch.rand(13)) for _ in range(2))
         torch.manual_seed(0)
-        again = augmented(pixels[0])
+        again = augmented(pixels[0], torch.rand(13))
     assert one.shape == pixels[0].shape
     assert one.dtype == np.uint8
     np.testing.assert_array_equal(one, again)
     assert (one != two).any()
+
+
+def test_kept_views_are_views_and_two_of_an_image_differ(pixels):
+    """Each view by hand through the stem; which ones a step takes is told from what it got."""
+    network = tiny()
+    few, views, drawn = pixels[:5], 3, torch.Generator().manual_seed(7)
+    pairs = kept_pairs(network, few, views, seed=7)
+    by_hand = np.stack(
+        [augmented(image, torch.rand(13, generator=drawn)) for image in few for _ in range(views)]
+    )
+    with torch.no_grad():
+        expected = network.stem(network.normalised(by_hand)).numpy()
+    rows = torch.tensor([4, 0, 2] * 40)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        got = pairs(rows).numpy()
+    gaps = np.abs(got[:, None] - expected).max(axis=(2, 3, 4))  # (240, 15)
+    assert gaps.min(axis=1).max() < 1e-5
+    image, view = np.divmod(gaps.argmin(axis=1), views)
+    np.testing.assert_array_equal(image, np.tile(rows.numpy(), 2))
+    taken = view.reshape(2, -1)
+    assert (taken[0] != taken[1]).all()
+    assert len(set(zip(*taken.tolist(), strict=True))) == views * (views - 1)
+    for wrong in (1, -2):
+        with pytest.raises(InputError, match=f"views={wrong}: give 2 or more, or 0"):
+            kept_pairs(network, few, wrong)
 
 
 def test_ewc_pulls_towards_the_pretrained_weights(pixels):
@@ -314,8 +352,12 @@ def test_an_embedded_network_is_adapted_saved_and_detects(tmp_path):
     assert all(odd > fine for fine, odd in scores.values())
 
 
-@pytest.mark.parametrize("method", ["panda", "panda-ewc", "msad"])
+@pytest.mark.parametrize("method", ["panda", "panda-ewc", "msad", "msad of kept views"])
 def test_an_interrupted_adaptation_ends_in_the_same_weights(method, good, tmp_path, monkeypatch):
+    method, *kept = method.split(" of ")
+    settings = {"method": method, "epochs": 3, "lr": 0.05, "clip_norm": 1.0}
+    settings |= {"views": 4} if kept else {}
+
     def run(out, stop=None):
         network = tiny()
         calls = [0]
@@ -329,7 +371,7 @@ def test_an_interrupted_adaptation_ends_in_the_same_weights(method, good, tmp_pa
 
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.SGD, "step", interrupted)
-            adapt(good, out, method=method, network=network, epochs=3, lr=0.05, clip_norm=1.0)
+            adapt(good, out, network=network, **settings)
         return network
 
     defaults = training.train.__kwdefaults__ | {"save_seconds": 0.0}
@@ -341,7 +383,10 @@ def test_an_interrupted_adaptation_ends_in_the_same_weights(method, good, tmp_pa
     assert not out.exists()
     assert Path(f"{out}.checkpoint").exists()
     with pytest.raises(TrainingError, match=r"resumed\.onnx\.checkpoint: .* another run"):
-        adapt(good[:30], out, method=method, network=tiny(), epochs=3, lr=0.05, clip_norm=1.0)
+        adapt(good[:30], out, network=tiny(), **settings)
+    if kept:
+        with pytest.raises(TrainingError, match="another run: its settings"):
+            adapt(good, out, network=tiny(), **settings | {"views": 5})
     assert equal(run(out), whole)
     assert not Path(f"{out}.checkpoint").exists()
     assert out.read_bytes() == (tmp_path / "whole.onnx").read_bytes()
@@ -409,6 +454,8 @@ main()
         ({"method": "magic"}, "method='magic'; choose one of panda, panda-ewc, msad"),
         ({"fisher": Path("f.safetensors")}, "fisher: goes with method='panda-ewc'"),
         ({"method": "msad", "unit": True}, "unit: MSAD"),
+        ({"method": "msad", "views": 1}, "views=1: give 2 or more"),
+        ({"views": 8}, "views: goes with method='msad'"),
         ({"out": Path("net.pt")}, r"net\.pt: an adapted network is an ONNX file"),
         ({"out": Path("nowhere/net.onnx")}, "not a place where a file can be written"),
         ({"epochs": 0}, "epochs=0"),

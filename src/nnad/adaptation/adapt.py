@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnad.adaptation import ewc
 from nnad.adaptation.adapted import check_output, save_network
-from nnad.adaptation.msad import adapt_msad
+from nnad.adaptation.msad import adapt_msad, kept_pairs, new_pairs
 from nnad.adaptation.networks import Network, load_network
 from nnad.adaptation.panda import adapt_panda
 from nnad.adaptation.pictures import read_pictures, stem_outputs
@@ -20,9 +20,14 @@ from nnad.images import Source
 from nnad.results import Result
 from nnad.training import digest
 
-# what moves the embedded networks, chosen in benchmarks/panda.py; others take the paper's
-EMBEDDED: dict[str, Any] = {"lr": 0.1, "clip_norm": 0.3, "unit": True}
-METHODS = {"panda": 15, "panda-ewc": 50, "msad": 20}  # and their epochs
+METHODS = {"panda": 15, "panda-ewc": 50, "msad": 20}  # and the papers' epochs
+# what moves the embedded networks, chosen in benchmarks/panda.py; others take the papers'
+_PANDA: dict[str, Any] = {"lr": 0.1, "clip_norm": 0.3, "unit": True}
+EMBEDDED: dict[str, dict[str, Any]] = {
+    "panda": _PANDA,
+    "panda-ewc": _PANDA,
+    "msad": {"lr": 0.1, "views": 8},
+}
 
 
 class Adapted(NamedTuple):
@@ -58,6 +63,7 @@ def adapt(
     lr: float | None = None,
     clip_norm: float | None = None,
     unit: bool | None = None,
+    views: int | None = None,
     fisher: Path | None = None,
     fisher_images: Source | Iterable[Source] | None = None,
     seed: int = 0,
@@ -78,7 +84,10 @@ def adapt(
         network: see `load_network`; `efficientnet-lite0` by default. It is trained in place.
         epochs: 15 by default, 50 for `panda-ewc`, 20 for `msad`.
         lr, clip_norm, unit: see `adapt_panda` and `adapt_msad`. By default they are `EMBEDDED` for
-            PANDA on the embedded networks, which the paper's hardly move, and else the paper's.
+            the embedded networks, which the papers' hardly move, and else the papers'.
+        views: for `msad`, so many of each image are drawn once, and each step takes two of them,
+            see `nnad.adaptation.msad.kept_pairs`; 0: new ones in each step, as published, through
+            the whole network. 8 by default for the embedded networks, else 0.
         fisher: for `panda-ewc`, a file, see `nnad.adaptation.ewc.read_fisher`.
         fisher_images: or images of the pretraining's task to estimate it from. Without either the
             Fisher diagonal is uniform, which is L2-SP and told as such.
@@ -98,15 +107,18 @@ def adapt(
         raise InputError("fisher: goes with method='panda-ewc'")
     if method == "msad" and unit is not None:
         raise InputError("unit: MSAD compares directions anyway; it goes with panda")
+    if method != "msad" and views is not None:
+        raise InputError("views: goes with method='msad'; PANDA augments nothing")
     check_output(out, overwrite=overwrite)
     network = network or load_network()
     checkpoint = checkpoint or Path(f"{out}.checkpoint")
     pictures = read_pictures(images, network.preprocessing, progress=progress)
     epochs = METHODS[method] if epochs is None else epochs
-    chosen: dict[str, Any] = {"lr": lr, "clip_norm": clip_norm, "unit": unit}
+    chosen: dict[str, Any] = {"lr": lr, "clip_norm": clip_norm, "unit": unit, "views": views}
     given = {key: value for key, value in chosen.items() if value is not None}
-    if method != "msad" and network.name in VARIANTS:
-        given = EMBEDDED | given
+    if network.name in VARIANTS:
+        given = EMBEDDED[method] | given
+    views = given.pop("views", 0)
     settings: dict[str, Any] = {
         **given,
         "epochs": epochs,
@@ -119,14 +131,18 @@ def adapt(
             "train_from": network.train_from,
             "weights": digest(*(t.numpy() for t in network.module.state_dict().values())),
             "images": digest(pictures.pixels),
-            "settings": given,
+            "settings": {**given, "views": views} if method == "msad" else given,
         },
     }
     told = f"by {method}, {counted(epochs, 'epoch')} on {counted(len(pictures.names), 'image')}"
+    outputs = stem_outputs(network, pictures.pixels, progress=progress)
     if method == "msad":
-        losses = adapt_msad(network, pictures.pixels, **settings)
+        pairs = new_pairs(network, pictures.pixels)
+        if views:
+            told += f", {views} views of each"
+            pairs = kept_pairs(network, pictures.pixels, views, seed=seed, progress=progress)
+        losses = adapt_msad(network, outputs, pairs, **settings)
     else:
-        outputs = stem_outputs(network, pictures.pixels, progress=progress)
         penalty = None
         if method == "panda-ewc":
             diagonal = _fisher(network, fisher, fisher_images, seed, progress)

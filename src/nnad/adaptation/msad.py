@@ -7,11 +7,13 @@
 The angles are taken around the mean, not around the origin: there good images lie close together
 already, and an ordinary contrastive loss would drive them apart.
 
-Every view is another picture, so the outputs of the frozen stem cannot be kept, and each step goes
-through the whole network. Batch norm stays in eval mode, as in PANDA. The authors' code can also
-draw u to c, scaled to length 1; that is PANDA with `unit` and not done here.
+As published, each step draws new views, so it goes through the whole network (`new_pairs`). Here
+some views of each image can also be drawn once: the frozen stem's outputs for them are kept, and
+each step takes two of an image (`kept_pairs`). Batch norm stays in eval mode, as in PANDA. The
+authors' code can also draw u to c, scaled to length 1; that is PANDA with `unit` and not done here.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnad.adaptation.networks import Network
+from nnad.adaptation.pictures import stem_outputs_of, tail_features
+from nnad.errors import InputError
 from nnad.training import train
 
 BATCH_SIZE = 64  # images, each in two views
 TEMPERATURE = 0.25
 WEIGHT_DECAY = 5e-5
 _JITTER = 0.4  # largest relative change of brightness, contrast and saturation
-_CENTRE_BATCH = 32
+_DRAWS = 13  # random numbers of a view
+Pairs = Callable[[Tensor], Tensor]  # rows (B,) -> the stem's maps (2B, C, h, w) of two views
 
 
 def adapt_msad(
     network: Network,
-    pixels: NDArray[np.uint8],
+    outputs: NDArray[np.float32],
+    pairs: Pairs,
     *,
     epochs: int = 20,
     lr: float = 1e-5,
@@ -48,10 +54,11 @@ def adapt_msad(
 
     Args:
         network: see `load_network`.
-        pixels: (N, h, w, 3) of the good images, see `read_pictures`.
+        outputs: (N, C, h, w) of its stem for the good images, see `stem_outputs`.
+        pairs: two views of each, see `new_pairs` and `kept_pairs`.
         epochs, lr: the public settings for ResNet152; SGD without momentum.
         clip_norm: largest norm of the gradient; none by default.
-        seed: of the order of images and of their views; equal ones give equal weights.
+        seed: of the order of images and of the choice of views; equal ones give equal weights.
         checkpoint, run: see `nnad.training.train`.
         progress: show a bar on a terminal.
 
@@ -61,28 +68,19 @@ def adapt_msad(
     Raises:
         TrainingError: see `nnad.training.train`.
     """
-    stem, tail = network.stem, network.tail
-
-    def features(views: NDArray[np.uint8]) -> Tensor:
-        with torch.no_grad():
-            maps = stem(network.normalised(views))
-        return functional.normalize(tail(maps))
-
-    starts = range(0, len(pixels), _CENTRE_BATCH)
-    with torch.no_grad():
-        units = [features(pixels[start : start + _CENTRE_BATCH]) for start in starts]
-        centre = torch.cat(units).mean(dim=0)  # (D,)
+    tail = network.tail
+    first = torch.from_numpy(tail_features(network, outputs))
+    centre = functional.normalize(first).mean(dim=0)  # (D,)
 
     def loss(rows: Tensor) -> Tensor:
-        views = [augmented(pixels[row]) for _ in range(2) for row in rows.tolist()]
-        return mean_shifted_contrastive(features(np.stack(views)), centre)
+        return mean_shifted_contrastive(functional.normalize(tail(pairs(rows))), centre)
 
     optimizer = torch.optim.SGD(tail.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     return train(
         tail,
         optimizer,
         loss,
-        len(pixels),
+        len(outputs),
         epochs=epochs,
         batch_size=BATCH_SIZE,
         seed=seed,
@@ -112,15 +110,72 @@ def mean_shifted_contrastive(
     return functional.cross_entropy(cosines, other)
 
 
-def augmented(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(h, w, 3) -> another view (h, w, 3), drawn from torch's random numbers.
+def new_pairs(network: Network, pixels: NDArray[np.uint8]) -> Pairs:
+    """Two new views of each image in each step, as published.
+
+    Args:
+        network: see `load_network`; each view goes through its stem.
+        pixels: (N, h, w, 3) of the good images, see `read_pictures`.
+    """
+    stem = network.stem
+
+    def pairs(rows: Tensor) -> Tensor:
+        drawn = [augmented(pixels[i], torch.rand(_DRAWS)) for _ in range(2) for i in rows.tolist()]
+        with torch.no_grad():
+            maps: Tensor = stem(network.normalised(np.stack(drawn)))
+        return maps
+
+    return pairs
+
+
+def kept_pairs(
+    network: Network,
+    pixels: NDArray[np.uint8],
+    views: int,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Pairs:
+    """Two different ones of a number of views of each image, drawn once and kept.
+
+    Args:
+        network: see `load_network`; each view goes through its stem here.
+        pixels: (N, h, w, 3) of the good images, see `read_pictures`.
+        views: of each image, at least 2.
+        seed: of the views.
+        progress: show a bar on a terminal.
+
+    Raises:
+        InputError: too few views, or the temporary folder has no room for their maps.
+    """
+    if views < 2:
+        raise InputError(f"views={views}: give 2 or more, or 0 for new ones in each step")
+    number = len(pixels) * views  # view v of image i is number i * views + v
+    draws = torch.rand((number, _DRAWS), generator=torch.Generator().manual_seed(seed))
+
+    def view(place: int) -> NDArray[np.uint8]:
+        return augmented(pixels[place // views], draws[place])
+
+    kept = stem_outputs_of(network, number, view, progress=progress)
+
+    def pairs(rows: Tensor) -> Tensor:
+        one = torch.randint(views, rows.shape)
+        other = (one + torch.randint(1, views, rows.shape)) % views
+        places = torch.cat([rows * views + one, rows * views + other])
+        return torch.from_numpy(kept[places.numpy()])
+
+    return pairs
+
+
+def augmented(pixels: NDArray[np.uint8], draws: Tensor) -> NDArray[np.uint8]:
+    """(h, w, 3) -> another view (h, w, 3), as 13 random numbers from [0, 1) have it.
 
     As SimCLR's (Chen et al., ICML 2020) and the authors', but for the hue: a part of 20 to 100 % of
     the area with sides of 3:4 to 4:3, mirrored in half of the cases; brightness, contrast and
     saturation changed by up to 40 % in 80 %; grey in 20 %; blurred in 50 %.
     """
     height, width = pixels.shape[:2]
-    draw = iter(torch.rand(13).tolist())
+    draw = iter(draws.tolist())
     area = (0.2 + 0.8 * next(draw)) * height * width
     aspect = (3 / 4) ** (1 - 2 * next(draw))
     across, down = min((area * aspect) ** 0.5, width), min((area / aspect) ** 0.5, height)

@@ -8,7 +8,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,29 +76,43 @@ def stem_outputs(
 ) -> NDArray[np.float32]:
     """What the frozen stem makes of pixels (N, h, w, 3): maps (N, C, h', w').
 
-    The stem never changes while its network is adapted, and nothing is augmented, so each image
-    goes through it once and not in every epoch.
+    The stem never changes while its network is adapted, so each image goes through it once and not
+    in every epoch.
 
     Raises:
         InputError: the temporary folder has no room for them.
     """
+    return stem_outputs_of(network, len(pixels), pixels.__getitem__, progress=progress)
+
+
+def stem_outputs_of(
+    network: Network,
+    number: int,
+    picture: Callable[[int], NDArray[np.uint8]],
+    *,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """`stem_outputs` of `number` pictures, of which `picture`, called in threads, makes each."""
     run = _stem(network)
-    first = run(pixels[0], "")
-    outputs = _mapped((len(pixels), *first.shape), np.float32)
-    rows = in_threads(zip(map(str, count()), pixels, strict=False), run)
-    for name, maps in track(rows, len(pixels), "frozen stem", show=progress):
-        outputs[int(name)] = maps
+    outputs = _mapped((number, *run(picture(0)).shape), np.float32)
+
+    def maps_of(_: Source, place: str) -> NDArray[np.float32]:
+        return run(picture(int(place)))
+
+    rows = in_threads(((str(place), b"") for place in range(number)), maps_of)
+    for place, maps in track(rows, number, "frozen stem", show=progress):
+        outputs[int(place)] = maps
     return outputs
 
 
-def _stem(network: Network) -> Callable[[Any, str], NDArray[np.float32]]:
+def _stem(network: Network) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """One image's pixels (h, w, 3) -> maps (C, h', w'), by ONNX Runtime for what is embedded."""
     if network.last_frozen in STAGES:
         backbone = load_backbone(network.name, stages=(network.last_frozen,), pooling="map")
-        return lambda pixels, _: backbone.outputs(pixels)[0][0].transpose(2, 0, 1)
+        return lambda pixels: backbone.outputs(pixels)[0][0].transpose(2, 0, 1)
     stem = network.stem
 
-    def run(pixels: NDArray[np.uint8], _: str) -> NDArray[np.float32]:
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
             return np.asarray(stem(network.normalised(pixels[None]))[0])
 

@@ -16,7 +16,7 @@ def adapt(
     ],
     out: Annotated[Path, typer.Option(help="The ONNX file to write, for fit --backbone.")],
     method: Annotated[
-        str, typer.Option(help="panda, panda-ewc (weights are held) or msad (contrastive, slow).")
+        str, typer.Option(help="panda, panda-ewc (weights are held) or msad (contrastive).")
     ] = "panda",
     backbone: Annotated[
         str, typer.Option(help="efficientnet-lite0, -lite1, -lite2, or torchvision:A_RESNET.")
@@ -45,6 +45,10 @@ def adapt(
     unit: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option(help="PANDA on features scaled to length 1, or as they are."),
+    ] = None,
+    views: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="For msad: views of each image, drawn once; 0: new ones in each step."),
     ] = None,
     fisher: Annotated[
         Optional[Path],  # noqa: UP045
@@ -76,6 +80,7 @@ def adapt(
         lr=lr,
         clip_norm=clip_norm,
         unit=unit,
+        views=views,
         fisher=fisher,
         fisher_images=fisher_images,
         seed=seed,
