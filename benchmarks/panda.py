@@ -59,7 +59,12 @@ PANDA_GRID: list[dict[str, Any]] = [
     {"lr": 1e-1, "clip_norm": 0.3, "unit": True, "epochs": 5, "train_from": "s32b"},
 ]
 MSAD_GRID: list[dict[str, Any]] = [
-    {"lr": 1e-1, "epochs": 5, "views": 8},
+    {"lr": 1.0, "epochs": 5, "views": 8},
+    {"lr": 1.0, "epochs": 20, "views": 8},
+    {"lr": 1e-1, "epochs": 20, "views": 8},
+    {"lr": 3.0, "epochs": 20, "views": 8},
+    {"lr": 1.0, "epochs": 20, "views": 2},
+    {"lr": 1.0, "epochs": 50, "views": 8},
 ]
 GRIDS = {"panda": PANDA_GRID, "msad": MSAD_GRID}
 
@@ -75,7 +80,7 @@ class Maps(NamedTuple):
 
 def maps_of(
     tasks: Sequence[Task], images: int, train_from: str, views: Iterable[int] = ()
-) -> list[Maps]:
+) -> Iterator[Maps]:
     """Of each task's first `images` good ones, and all it scores; each image once."""
     parts = [(list(t.train)[:images], list(t.good), list(t.odd)) for t in tasks]
     once = {id(image): image for three in parts for part in three for image in part}
@@ -83,12 +88,10 @@ def maps_of(
     pixels = read_pictures(once.values(), network.preprocessing, progress=True).pixels
     outputs = stem_outputs(network, pixels, progress=True)
     row = {key: number for number, key in enumerate(once)}
-    found = []
     for three in parts:
         train, good, odd = ([row[id(image)] for image in part] for part in three)
         pairs = {n: kept_pairs(network, pixels[train], n, progress=True) for n in sorted(views)}
-        found.append(Maps(outputs[train], outputs[good], outputs[odd], pairs))
-    return found
+        yield Maps(outputs[train], outputs[good], outputs[odd], pairs)
 
 
 def measured(features: list[Array]) -> dict[str, float]:
@@ -150,7 +153,8 @@ def search(tasks: list[Task], method: str) -> Iterator[dict[str, Any]]:
         grid = [s for s in GRIDS[method] if s.get("train_from", "head") == train_from]
         if not grid:
             continue
-        maps = maps_of([tasks[i] for i in SEARCHED.values()], IMAGES, train_from, views_of(grid))
+        same = [tasks[i] for i in SEARCHED.values()]
+        maps = list(maps_of(same, IMAGES, train_from, views_of(grid)))
         if train_from == "head":
             grid = [{}, *grid]
         for settings in grid:

@@ -131,7 +131,7 @@ def adapt(
             "train_from": network.train_from,
             "weights": digest(*(t.numpy() for t in network.module.state_dict().values())),
             "images": digest(pictures.pixels),
-            "settings": {**given, "views": views} if method == "msad" else given,
+            "given": {**given, "views": views} if method == "msad" else given,
         },
     }
     told = f"by {method}, {counted(epochs, 'epoch')} on {counted(len(pictures.names), 'image')}"
