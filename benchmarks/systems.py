@@ -59,10 +59,7 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "goad": ("goad", {}),
     "mhrot": ("mhrot", {}),
 }
-ADAPTED = {  # Lite0 adapted to the good images by nnad.adaptation: transform and epochs when small
-    "panda": ("l2", None),
-    "msad": ("l2", 1),
-}
+ADAPTED = {"panda": "l2", "msad": "l2"}  # Lite0, adapted to the good images: transform
 EMBEDDED: dict[tuple[str, str], tuple[Any, Any, tuple[float, float]]] = {}
 Scored = tuple[str, NDArray[np.float64], float, float]  # title, scores, core and wall minutes
 
@@ -152,19 +149,16 @@ def neighbour_cell(system: str, task: Task, _arguments: argparse.Namespace, _f: 
     return system, fitted.score(test), core + watch.minutes[0], wall + watch.minutes[1]
 
 
-def adapted_cell(system: str, task: Task, arguments: argparse.Namespace, folder: Path) -> Scored:
-    transform, small_epochs = ADAPTED[system]
-    epochs = small_epochs if arguments.preset == "small" else None
+def adapted_cell(system: str, task: Task, _arguments: argparse.Namespace, folder: Path) -> Scored:
     adapt = importlib.import_module("nnad.adaptation.adapt").adapt
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / "adapted.onnx"
     with Watch() as watch:
-        adapt(list(task.train), out, method=system, epochs=epochs, seed=SEED, overwrite=True)
+        adapt(list(task.train), out, method=system, seed=SEED, overwrite=True)
         backbone = load_backbone(f"onnx:{out}")
-        fitted = Fitted(embedded(task.train, backbone), transform, make_operator("knn"))
-    told = f", {epochs} epoch" if epochs else ""
+        fitted = Fitted(embedded(task.train, backbone), ADAPTED[system], make_operator("knn"))
     scores = fitted.score(embedded(task.test, backbone))
-    return f"{system.upper()} (Lite0{told})", scores, *watch.minutes
+    return f"{system.upper()} (Lite0)", scores, *watch.minutes
 
 
 def embedded(images: Sequence[Any], backbone: Backbone) -> NDArray[np.float32]:

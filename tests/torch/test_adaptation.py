@@ -180,6 +180,23 @@ def test_the_first_step_of_panda_by_hand(pixels):
         torch.testing.assert_close(after, before - 0.5 * step, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("angular", [0.0, 3.0])
+def test_the_first_loss_of_msad_by_hand(angular, pixels):
+    """One batch of two equal views. With the angular centre loss the centre is of length 1."""
+    network = tiny()
+    outputs = stem_outputs(network, pixels[:20])
+    maps = torch.tensor(outputs)
+    units = functional.normalize(network.tail(maps).detach())
+    centre = units.mean(dim=0)
+    centre = centre / centre.norm() if angular else centre
+    expected = mean_shifted_contrastive(torch.cat([units, units]), centre)
+    expected += angular * 2 * (units - centre).norm(dim=1).square().mean()
+    losses = adapt_msad(
+        network, outputs, lambda rows: maps[rows].repeat(2, 1, 1, 1), epochs=1, angular=angular
+    )
+    np.testing.assert_allclose(losses, expected.item(), rtol=1e-5)
+
+
 def test_cached_outputs_of_the_stem_change_nothing(pixels):
     """The same curve as training in which every batch goes through the whole network."""
     cached, whole = tiny(), tiny()
@@ -455,7 +472,8 @@ main()
         ({"fisher": Path("f.safetensors")}, "fisher: goes with method='panda-ewc'"),
         ({"method": "msad", "unit": True}, "unit: MSAD"),
         ({"method": "msad", "views": 1}, "views=1: give 2 or more"),
-        ({"views": 8}, "views: goes with method='msad'"),
+        ({"views": 8}, "views, angular: go with method='msad'"),
+        ({"angular": 1.0}, "views, angular: go with method='msad'"),
         ({"out": Path("net.pt")}, r"net\.pt: an adapted network is an ONNX file"),
         ({"out": Path("nowhere/net.onnx")}, "not a place where a file can be written"),
         ({"epochs": 0}, "epochs=0"),

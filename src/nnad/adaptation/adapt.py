@@ -64,6 +64,7 @@ def adapt(
     clip_norm: float | None = None,
     unit: bool | None = None,
     views: int | None = None,
+    angular: float | None = None,
     fisher: Path | None = None,
     fisher_images: Source | Iterable[Source] | None = None,
     seed: int = 0,
@@ -83,8 +84,9 @@ def adapt(
         method: `panda`, `panda-ewc` or `msad`.
         network: see `load_network`; `efficientnet-lite0` by default. It is trained in place.
         epochs: 15 by default, 50 for `panda-ewc`, 20 for `msad`.
-        lr, clip_norm, unit: see `adapt_panda` and `adapt_msad`. By default they are `EMBEDDED` for
-            the embedded networks, which the papers' hardly move, and else the papers'.
+        lr, clip_norm, unit, angular: see `adapt_panda` and `adapt_msad`. By default they are
+            `EMBEDDED` for the embedded networks, which the papers' hardly move, and else the
+            papers'.
         views: for `msad`, so many of each image are drawn once, and each step takes two of them,
             see `nnad.adaptation.msad.kept_pairs`; 0: new ones in each step, as published, through
             the whole network. 8 by default for the embedded networks, else 0.
@@ -107,14 +109,20 @@ def adapt(
         raise InputError("fisher: goes with method='panda-ewc'")
     if method == "msad" and unit is not None:
         raise InputError("unit: MSAD compares directions anyway; it goes with panda")
-    if method != "msad" and views is not None:
-        raise InputError("views: goes with method='msad'; PANDA augments nothing")
+    if method != "msad" and (views, angular) != (None, None):
+        raise InputError("views, angular: go with method='msad'")
     check_output(out, overwrite=overwrite)
     network = network or load_network()
     checkpoint = checkpoint or Path(f"{out}.checkpoint")
     pictures = read_pictures(images, network.preprocessing, progress=progress)
     epochs = METHODS[method] if epochs is None else epochs
-    chosen: dict[str, Any] = {"lr": lr, "clip_norm": clip_norm, "unit": unit, "views": views}
+    chosen: dict[str, Any] = {
+        "lr": lr,
+        "clip_norm": clip_norm,
+        "unit": unit,
+        "views": views,
+        "angular": angular,
+    }
     given = {key: value for key, value in chosen.items() if value is not None}
     if network.name in VARIANTS:
         given = EMBEDDED[method] | given

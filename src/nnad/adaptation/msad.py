@@ -5,12 +5,13 @@
     loss = contrastive loss of z over two augmented views of each image, temperature 0.25
 
 The angles are taken around the mean, not around the origin: there good images lie close together
-already, and an ordinary contrastive loss would drive them apart.
+already, and an ordinary contrastive loss would drive them apart. The angular centre loss, PANDA's
+on directions, can be added, as by the authors' code with a flag: `angular` times the sum over both
+views of the mean of |u - c|^2, with c scaled to length 1 in both losses.
 
 As published, each step draws new views, so it goes through the whole network (`new_pairs`). Here
 some views of each image can also be drawn once: the frozen stem's outputs for them are kept, and
-each step takes two of an image (`kept_pairs`). Batch norm stays in eval mode, as in PANDA. The
-authors' code can also draw u to c, scaled to length 1; that is PANDA with `unit` and not done here.
+each step takes two of an image (`kept_pairs`). Batch norm stays in eval mode, as in PANDA.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnad.adaptation.networks import Network
+from nnad.adaptation.panda import compactness
 from nnad.adaptation.pictures import stem_outputs_of, tail_features
 from nnad.errors import InputError
 from nnad.training import train
@@ -45,6 +47,7 @@ def adapt_msad(
     epochs: int = 20,
     lr: float = 1e-5,
     clip_norm: float | None = None,
+    angular: float = 0.0,
     seed: int = 0,
     checkpoint: Path | None = None,
     run: dict[str, Any] | None = None,
@@ -58,6 +61,7 @@ def adapt_msad(
         pairs: two views of each, see `new_pairs` and `kept_pairs`.
         epochs, lr: the public settings for ResNet152; SGD without momentum.
         clip_norm: largest norm of the gradient; none by default.
+        angular: weight of the angular centre loss; 1 in the authors' code with its flag.
         seed: of the order of images and of the choice of views; equal ones give equal weights.
         checkpoint, run: see `nnad.training.train`.
         progress: show a bar on a terminal.
@@ -71,9 +75,13 @@ def adapt_msad(
     tail = network.tail
     first = torch.from_numpy(tail_features(network, outputs))
     centre = functional.normalize(first).mean(dim=0)  # (D,)
+    if angular:
+        centre = functional.normalize(centre, dim=0)
 
     def loss(rows: Tensor) -> Tensor:
-        return mean_shifted_contrastive(functional.normalize(tail(pairs(rows))), centre)
+        features = tail(pairs(rows))  # (2B, D)
+        value = mean_shifted_contrastive(functional.normalize(features), centre)
+        return value + 2 * angular * compactness(features, centre, unit=True) if angular else value
 
     optimizer = torch.optim.SGD(tail.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     return train(

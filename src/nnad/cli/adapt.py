@@ -50,6 +50,10 @@ def adapt(
         Optional[int],  # noqa: UP045
         typer.Option(help="For msad: views of each image, drawn once; 0: new ones in each step."),
     ] = None,
+    angular: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="For msad: weight of the angular centre loss."),
+    ] = None,
     fisher: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="For panda-ewc: a file with the Fisher diagonal."),
@@ -81,6 +85,7 @@ def adapt(
         clip_norm=clip_norm,
         unit=unit,
         views=views,
+        angular=angular,
         fisher=fisher,
         fisher_images=fisher_images,
         seed=seed,
