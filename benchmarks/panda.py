@@ -1,9 +1,9 @@
 """PANDA or MSAD on the embedded network: AUROC before and after, one class good at a time.
 
-    python benchmarks/panda.py --data DIR --fashion-mnist DIR [--method msad] --search
-    python benchmarks/panda.py --data DIR --fashion-mnist DIR [--method msad]
+    python benchmarks/panda.py --data DIR --fashion-mnist DIR [--method M] --search
+    python benchmarks/panda.py --data DIR --fashion-mnist DIR [--method M]
 
-The images are those of benchmarks/tasks.py, from the official training split: 800 good ones of a
+M is `panda`, `msad`, or, to search only, `msad_angular`: with the angular centre loss. The images are those of benchmarks/tasks.py, from the official training split: 800 good ones of a
 class, of which the first 300 are learnt from here, 200 more and 600 of the other classes to score.
 --search compares settings on three classes (airplane, cat, frog): the settings are chosen with
 labelled images, those of the development split. Without it the network adapted with the chosen
@@ -64,9 +64,15 @@ MSAD_GRID: list[dict[str, Any]] = [
     {"lr": 1e-1, "epochs": 20, "views": 8},
     {"lr": 3.0, "epochs": 20, "views": 8},
     {"lr": 1.0, "epochs": 20, "views": 2},
-    {"lr": 1.0, "epochs": 50, "views": 8},
 ]
-GRIDS = {"panda": PANDA_GRID, "msad": MSAD_GRID}
+ANGULAR_GRID: list[dict[str, Any]] = [
+    {"lr": 0.3, "angular": 1.0, "epochs": 10, "views": 8},
+    {"lr": 0.3, "angular": 3.0, "epochs": 10, "views": 8},
+    {"lr": 0.1, "angular": 10.0, "epochs": 10, "views": 8},
+    {"lr": 0.3, "angular": 10.0, "epochs": 10, "views": 8},
+    {"lr": 0.3, "angular": 3.0, "epochs": 20, "views": 8},
+]
+GRIDS = {"panda": PANDA_GRID, "msad": MSAD_GRID, "msad_angular": ANGULAR_GRID}
 
 
 class Maps(NamedTuple):
@@ -131,7 +137,9 @@ def adapted(maps: Maps, settings: dict[str, Any]) -> dict[str, Any]:
 
 def described(settings: dict[str, Any]) -> dict[str, Any]:
     loss = "unit" if settings.get("unit") else "paper"
-    loss = f"msad, {settings['views']} views" if "views" in settings else loss
+    if "views" in settings:
+        angular = f" + {settings['angular']:g} angular" if "angular" in settings else ""
+        loss = f"msad{angular}, {settings['views']} views"
     return {
         "trained": settings.get("train_from", "head") if settings else "nothing",
         "loss": loss + (" + L2-SP" if settings.get("l2_sp") else "") if settings else "",
