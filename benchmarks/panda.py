@@ -3,7 +3,8 @@
     python benchmarks/panda.py --data DIR --fashion-mnist DIR [--method M] --search
     python benchmarks/panda.py --data DIR --fashion-mnist DIR [--method M]
 
-M is `panda`, `msad`, or, to search only, `msad_angular`: with the angular centre loss. The images are those of benchmarks/tasks.py, from the official training split: 800 good ones of a
+M is `panda` (the default) or `msad`; to search also `msad_angular`, with the angular centre loss.
+The images are those of benchmarks/tasks.py, from the official training split: 800 good ones of a
 class, of which the first 300 are learnt from here, 200 more and 600 of the other classes to score.
 --search compares settings on three classes (airplane, cat, frog): the settings are chosen with
 labelled images, those of the development split. Without it the network adapted with the chosen
@@ -196,6 +197,8 @@ def main() -> None:
     parser.add_argument("--method", choices=GRIDS, default="panda")
     parser.add_argument("--search", action="store_true")
     options = parser.parse_args()
+    if not options.search and options.method not in CHOSEN:
+        parser.error(f"--method {options.method}: goes with --search")
     torch.set_num_threads(1)
     tasks = [
         task
