@@ -26,7 +26,7 @@ _PANDA: dict[str, Any] = {"lr": 0.1, "clip_norm": 0.3, "unit": True}
 EMBEDDED: dict[str, dict[str, Any]] = {
     "panda": _PANDA,
     "panda-ewc": _PANDA,
-    "msad": {"lr": 0.1, "views": 8},
+    "msad": {"lr": 0.3, "angular": 3.0, "views": 8, "epochs": 10},
 }
 
 
@@ -83,7 +83,7 @@ def adapt(
         out: `FILE.onnx`; for `nnad.load_backbone` and `nnad fit --backbone`.
         method: `panda`, `panda-ewc` or `msad`.
         network: see `load_network`; `efficientnet-lite0` by default. It is trained in place.
-        epochs: 15 by default, 50 for `panda-ewc`, 20 for `msad`.
+        epochs: 15 by default, 50 for `panda-ewc`, 20 for `msad`, 10 with the embedded networks.
         lr, clip_norm, unit, angular: see `adapt_panda` and `adapt_msad`. By default they are
             `EMBEDDED` for the embedded networks, which the papers' hardly move, and else the
             papers'.
@@ -115,8 +115,8 @@ def adapt(
     network = network or load_network()
     checkpoint = checkpoint or Path(f"{out}.checkpoint")
     pictures = read_pictures(images, network.preprocessing, progress=progress)
-    epochs = METHODS[method] if epochs is None else epochs
     chosen: dict[str, Any] = {
+        "epochs": epochs,
         "lr": lr,
         "clip_norm": clip_norm,
         "unit": unit,
@@ -126,6 +126,7 @@ def adapt(
     given = {key: value for key, value in chosen.items() if value is not None}
     if network.name in VARIANTS:
         given = EMBEDDED[method] | given
+    epochs = given.pop("epochs", METHODS[method])
     views = given.pop("views", 0)
     settings: dict[str, Any] = {
         **given,

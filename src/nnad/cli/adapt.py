@@ -32,7 +32,7 @@ def adapt(
     ] = None,
     epochs: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="15 by default, 50 for panda-ewc, 20 for msad."),
+        typer.Option(help="15 by default, 50 for panda-ewc, 10 or 20 for msad."),
     ] = None,
     lr: Annotated[
         Optional[float],  # noqa: UP045
