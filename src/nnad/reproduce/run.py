@@ -84,30 +84,32 @@ class _Runner:
         asked = [entry for entry in table.entries if entry.system.name in self.settings.systems]
         for data in dict.fromkeys(entry.data for entry in asked if entry.data not in SHAPES):
             self._attempt(data, self._load_data, data)
-        cells = {id(entry): self._cells(entry) for entry in asked}
-        keys = {
-            self._key(cell): cell for found in cells.values() for cell in found if self._ready(cell)
+        cells = {
+            id(entry): [
+                (cell, self._key(cell) if self._ready(cell) else "") for cell in self._cells(entry)
+            ]
+            for entry in asked
         }
-        missing = {key: cell for key, cell in keys.items() if self.store.scored(key) is None}
-        result.known = len(keys) - len(missing)
-        self.notify(f"{table.title}: {len(keys)} cells, {len(missing)} to compute")
+        ready = {key: cell for found in cells.values() for cell, key in found if key}
+        scored = {key: self.store.scored(key) for key in ready}
+        missing = {key: ready[key] for key, known in scored.items() if known is None}
+        result.known = len(ready) - len(missing)
+        self.notify(f"{table.title}: {len(ready)} cells, {len(missing)} to compute")
         for one in self._told(self._computed(missing), len(missing)):
-            cell = missing[one.key]
+            cell, scored[one.key] = missing[one.key], one.scored
             if one.scored is None:
                 result.problems[f"{cell.data} {cell.label}".strip()] = one.error
                 continue
             files = self.digests.get(cell.data, "")
             self.store.add(cell, one, files, self._network_key(cell.system))
             result.computed += 1
+        told: set[str] = set()
         for entry in table.entries:
-            found = [
-                (cell, self.store.scored(self._key(cell)) if self._ready(cell) else None)
-                for cell in cells.get(id(entry), [])
-            ]
-            whole = [(cell, scored) for cell, scored in found if scored is not None]
-            result.scored.append(whole if len(whole) == len(found) else [])
+            keys = [key for _, key in cells.get(id(entry), [])]
+            found = [(ready[key], known) for key in keys if (known := scored.get(key))]
+            result.scored.append(found if len(found) == len(keys) else [])
+            told.update(keys if result.scored[-1] else [])
         self._tell_unread()
-        told = {self._key(cell) for found in result.scored for cell, _ in found}
         result.commits = self.store.commits(told)
         for (name, pooling), network in self.networks.items():
             result.networks[" ".join(filter(None, (name, pooling)))] = network.fingerprint[:8]
