@@ -67,3 +67,11 @@ def detector(good_folder: Path) -> Detector:
 def model(detector: Detector, tmp_path: Path) -> Path:
     detector.save(tmp_path / "disc.nnad")
     return tmp_path / "disc.nnad"
+
+
+@pytest.fixture(scope="module")
+def few_steps():
+    """GEOM's Dirichlet distributions are fitted roughly; for tests that have torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnad.baselines.dirichlet._STEPS", 30)
+        yield

@@ -4,20 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_baselines import (  # noqa: F401
-    GOOD,
-    TEST,
-    check_step,
-    few_steps,
-    fitted_once,
-    steps,
-    tiny,
-    weights_at_first,
-)
+from tiny_baselines import GOOD, fitted_once, steps, tiny, weights_at_first
 from torch import nn
 
 from nnad.baselines.deep_svdd import Autoencoder, DeepSVDD, away_from_zero
 from nnad.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def test_deep_svdds_centre_keeps_away_from_zero():

@@ -8,19 +8,12 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_baselines import (  # noqa: F401
-    GOOD,
-    TEST,
-    check_step,
-    few_steps,
-    fitted_once,
-    steps,
-    tiny,
-    weights_at_first,
-)
+from tiny_baselines import GOOD, TEST, check_step, steps, tiny, weights_at_first
 
 from nnad.baselines.dirichlet import LEAST, fit_dirichlet, log_clipped, log_likelihood
 from nnad.baselines.geometric import FAMILY_36, FAMILY_72, Transform, apply, apply_each
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def test_the_families():

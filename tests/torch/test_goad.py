@@ -3,20 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tiny_baselines import (  # noqa: F401
-    GOOD,
-    TEST,
-    check_step,
-    few_steps,
-    fitted_once,
-    steps,
-    tiny,
-    weights_at_first,
-)
+from tiny_baselines import GOOD, check_step, fitted_once, steps, tiny, weights_at_first
 from torch import nn
 
 from nnad.baselines.geometric import FAMILY_72, apply
 from nnad.baselines.goad import centre_triplet, sq_distances
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def test_legacy_goad_repeats_the_public_codes_mistakes(monkeypatch):

@@ -3,21 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from tiny_baselines import (  # noqa: F401
-    GOOD,
-    TEST,
-    check_step,
-    few_steps,
-    fitted_once,
-    steps,
-    tiny,
-    weights_at_first,
-)
+from tiny_baselines import GOOD, TEST, check_step, fitted_once, steps, weights_at_first
 
 from nnad.baselines import make_baseline
 from nnad.baselines.geometric import FAMILY_36, Transform, apply
 from nnad.baselines.mhrot import MHRot
 from nnad.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def test_mhrots_score_is_minus_the_sum_of_true_probabilities():

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny_baselines import (  # noqa: F401
-    GOOD,
-    TEST,
-    TINY,
-    few_steps,
-    fitted_once,
-    pictures,
-    tiny,
-    weights_at_first,
-)
+from tiny_baselines import GOOD, TEST, TINY, fitted_once, pictures, tiny, weights_at_first
 from torch import nn
 
 from nnad.baselines import NAMES, Baseline, load_baseline, make_baseline
@@ -24,6 +15,8 @@ from nnad.baselines.goad import GOAD
 from nnad.baselines.networks import ResNet18, WideResNet
 from nnad.errors import BackboneError, InputError, ModelError, TrainingError
 from nnad.training import train
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 @pytest.fixture(scope="module", params=TINY)

@@ -43,14 +43,6 @@ def fitted_once(name):
     return tiny(name).fit(GOOD)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_steps():
-    """Where it is imported, GEOM's Dirichlet distributions are fitted roughly."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnad.baselines.dirichlet._STEPS", 30)
-        yield
-
-
 def weights_at_first(baseline):
     """The network with its random weights, before any training."""
     baseline.shape = GOOD.shape[1:]

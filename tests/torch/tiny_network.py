@@ -47,7 +47,11 @@ def state(network):
 
 
 def equal(one, other):
-    ours, theirs = state(one), state(other)
+    return same_weights(one.module, other.module)
+
+
+def same_weights(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
